@@ -1,0 +1,254 @@
+"""Stage ``annotations``: PASCAL VOC XML to ``val.csv`` (labels of the validation split) and ``boxes.csv``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from lxml import etree
+
+from imgprep.errors import (
+    AnnotationError,
+    ContradictionError,
+    MemberError,
+    SpecError,
+    TooManyRejectsError,
+    UnknownClassError,
+)
+from imgprep.layouts import AnnotationMember, Listing, find_layout
+from imgprep.receipts import Action, Receipt
+from imgprep.records import Annotation, BoundingBox, Catalog, Rejected
+from imgprep.sources import Source
+from imgprep.sources.adopted import open_adopted, read_source_record
+from imgprep.stats import SILENT, Progress, Stats
+from imgprep.tables import BOXES_COLUMNS, VAL_COLUMNS, write_rejected, write_table
+from imgprep.workspace import Workspace
+
+VAL: Final = "val.csv"
+BOXES: Final = "boxes.csv"
+REJECTED: Final = "annotations.rejected.csv"
+
+_MAX_XML: Final = 1 << 20
+"""Bytes one XML file may have; the largest of ILSVRC has about 20 objects in 5 KB."""
+
+NO_OBJECT: Final = "no object"
+"""Reason of XML without an object. Real training annotations have such files, so it is listed but never an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotationsSpec:
+    """Options of the stage.
+
+    Attributes:
+        max_rejects: How many XML files may be unusable, and validation pictures without a label, before it fails.
+    """
+
+    max_rejects: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_rejects < 0:
+            raise SpecError(f"max_rejects must be 0 or more, got {self.max_rejects}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotationsResult:
+    """What ``annotations`` did. ``stats`` counts files, boxes, labels and rejects; empty when skipped."""
+
+    action: Action
+    stats: Stats
+
+
+def parse_annotation(content: bytes, *, key: str, catalog: Catalog) -> Annotation:
+    """Parse one PASCAL VOC XML file. Entities are not expanded, nothing is loaded, and the size is bounded.
+
+    Args:
+        content: The bytes of the file.
+        key: Key of the picture; the ``<filename>`` in the XML is not trusted (it is ``%s`` in some real files).
+        catalog: Resolves the objects' names, which in some real files are names such as ``Scottish_deerhound``.
+
+    Returns:
+        The annotation, with boxes as the XML says them; it may hold no box.
+
+    Raises:
+        AnnotationError: Not XML, not VOC, an unknown class, or a coordinate that is no number.
+    """
+    if len(content) > _MAX_XML:
+        raise AnnotationError(f"{len(content):,} bytes, more than the limit of {_MAX_XML:,}")
+    # A new parser each time: lxml parsers are not to be shared between threads.
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
+    try:
+        root = etree.fromstring(content, parser)
+    except etree.XMLSyntaxError as error:
+        raise AnnotationError(f"not well-formed XML ({error.msg or 'empty'})") from None
+    if root.getroottree().docinfo.doctype:
+        raise AnnotationError("it declares a document type, which annotations have no need of")
+    if root.tag != "annotation":
+        raise AnnotationError(f"expected <annotation> at the top, found <{root.tag!s}>")
+    boxes = []
+    for item in root.iterfind("object"):
+        name = (item.findtext("name") or "").strip()
+        try:
+            wnid = catalog.resolve(name).wnid
+        except UnknownClassError as error:
+            raise AnnotationError(error.what) from None
+        box = item.find("bndbox")
+        if box is None:
+            raise AnnotationError(f"an object {name} has no <bndbox>")
+        boxes.append(BoundingBox(wnid, *(_pixel(box, side) for side in ("xmin", "ymin", "xmax", "ymax"))))
+    size = root.find("size")
+    width = None if size is None else _pixel(size, "width")
+    height = None if size is None else _pixel(size, "height")
+    return Annotation(key, width, height, tuple(boxes))
+
+
+def _pixel(element: etree._Element, name: str) -> int:
+    text = (element.findtext(name) or "").strip()
+    try:
+        value = float(text)
+        if abs(value) < 1e9:  # also refuses inf and nan
+            return round(value)
+    except ValueError:
+        pass
+    raise AnnotationError(f"<{name}> must be a number of pixels, got {text[:40]!r}")
+
+
+def plan_annotations(workspace: Workspace) -> tuple[Action, Receipt]:
+    """Decide whether the annotations have to be read: skipped when that was done for this very source.
+
+    Raises:
+        MissingInputError: No source was adopted.
+    """
+    record = read_source_record(workspace)
+    receipt = Receipt(stage="annotations", inputs={"source": record.listing_sha256}, options={"layout": record.layout})
+    return receipt.decide(workspace.catalog, overwrite=True), receipt
+
+
+def annotations(
+    workspace: Workspace, spec: AnnotationsSpec | None = None, *, progress: Progress = SILENT
+) -> AnnotationsResult:
+    """Write ``catalog/val.csv`` and ``catalog/boxes.csv`` for the adopted source.
+
+    The label of a validation picture is the class of the objects in its XML; where ``LOC_val_solution.csv`` is there,
+    both must agree, and it serves alone where the XML is missing or unusable.
+
+    Args:
+        workspace: A workspace with an adopted source.
+        spec: Options.
+        progress: Told of each file.
+
+    Raises:
+        ContradictionError: XML and list name different classes for one picture.
+        TooManyRejectsError: More files than allowed cannot be used; they are listed in the message's file.
+        DamagedError: The source is damaged.
+    """
+    spec = spec or AnnotationsSpec()
+    action, receipt = plan_annotations(workspace)
+    # A run that was allowed more rejects does not answer a stricter request.
+    if action == "skip" and receipt.counts(workspace.catalog).get("rejected", 0) <= spec.max_rejects:
+        return AnnotationsResult(action=action, stats=Stats())
+    action = "run"
+    source, _ = open_adopted(workspace)
+    with source:
+        listing = find_layout(source).scan(source)
+        found, rejected, stats = _read_all(source, listing, progress)
+    labels = _val_labels(listing, found)
+    for image in listing.images:
+        if image.split == "val" and image.key not in labels:
+            rejected.append(
+                Rejected(image.key, "val", image.member.name, "no label: neither XML nor list names its class")
+            )
+    stats.count("labels", len(labels))
+    folder = workspace.catalog
+    folder.mkdir(parents=True, exist_ok=True)
+    # Written also when the stage fails right after: the message points to it.
+    write_rejected(folder / REJECTED, rejected)
+    counted = [entry for entry in rejected if entry.reason != NO_OBJECT]
+    if len(counted) > spec.max_rejects:
+        first = counted[0]
+        raise TooManyRejectsError(
+            f"{len(counted)} annotations cannot be used (allowed: {spec.max_rejects}),"
+            f" first {first.path}: {first.reason}",
+            f"all are listed in {folder / REJECTED}; go on without them with --max-rejects {len(counted)}",
+        )
+    stats.count("rejected", len(counted))
+    stats.count("without_object", len(rejected) - len(counted))
+    _write_val(folder, listing.catalog, labels)
+    _write_boxes(folder, found)
+    receipt.write(folder, [VAL, BOXES, REJECTED], stats.to_dict())
+    return AnnotationsResult(action=action, stats=stats)
+
+
+def _read_all(
+    source: Source, listing: Listing, progress: Progress
+) -> tuple[list[tuple[AnnotationMember, Annotation]], list[Rejected], Stats]:
+    found = []
+    rejected = []
+    stats = Stats({"files": len(listing.annotations)})
+    progress.begin("annotations", len(listing.annotations), "files")
+    try:
+        for entry in listing.annotations:
+            try:
+                annotation = parse_annotation(source.read(entry.member.name), key=entry.key, catalog=listing.catalog)
+            except (AnnotationError, MemberError) as error:
+                rejected.append(Rejected(entry.key, entry.split, entry.member.name, error.what))
+            else:
+                found.append((entry, annotation))
+                stats.count("boxes", len(annotation.boxes))
+                if not annotation.boxes:
+                    rejected.append(Rejected(entry.key, entry.split, entry.member.name, NO_OBJECT))
+            progress.advance()
+    finally:
+        progress.finish()
+    return found, rejected, stats
+
+
+def _val_labels(listing: Listing, found: list[tuple[AnnotationMember, Annotation]]) -> dict[str, str]:
+    """Key to wnid for the validation pictures of the listing, from XML and list, which must agree."""
+    listed = listing.val_labels
+    strangers = sorted({wnid for wnid in listed.values() if not listing.catalog.has(wnid)})
+    if strangers:
+        raise ContradictionError(
+            f"{listing.val_labels_name} names classes the mapping does not have: {', '.join(strangers[:5])}",
+            "use the lists that belong to this archive",
+        )
+    by_key = {entry.key: annotation for entry, annotation in found if entry.split == "val"}
+    labels: dict[str, str] = {}
+    contradictions = []
+    for image in listing.images:
+        if image.split != "val":
+            continue
+        annotation = by_key.get(image.key)
+        classes = list(dict.fromkeys(box.wnid for box in annotation.boxes)) if annotation else []
+        choice = listed.get(image.key) or (classes[0] if len(classes) == 1 else None)
+        # Objects of several classes are fine as long as one of them is what the list says.
+        if choice is not None and classes and choice not in classes:
+            xml = " and ".join(listing.catalog.by_wnid(wnid).label for wnid in classes)
+            contradictions.append(
+                f"{image.key}: its XML says {xml}, {listing.val_labels_name} says"
+                f" {listing.catalog.by_wnid(choice).label}"
+            )
+        elif choice is not None:
+            labels[image.key] = choice
+    if contradictions:
+        more = f" (and {len(contradictions) - 1} more such pictures)" if len(contradictions) > 1 else ""
+        raise ContradictionError(
+            f"two labels for {contradictions[0]}{more}", "one of the two was edited or belongs to another archive"
+        )
+    return labels
+
+
+def _write_val(folder: Path, catalog: Catalog, labels: dict[str, str]) -> None:
+    import pandas as pd
+
+    rows = [(key, wnid, catalog.by_wnid(wnid).index) for key, wnid in sorted(labels.items())]
+    write_table(folder / VAL, pd.DataFrame(rows, columns=list(VAL_COLUMNS)))
+
+
+def _write_boxes(folder: Path, found: list[tuple[AnnotationMember, Annotation]]) -> None:
+    import pandas as pd
+
+    rows = [
+        (entry.key, entry.split, box.wnid, box.xmin, box.ymin, box.xmax, box.ymax, annotation.width, annotation.height)
+        for entry, annotation in sorted(found, key=lambda pair: (pair[0].split != "train", pair[0].wnid, pair[0].key))
+        for box in annotation.boxes
+    ]
+    write_table(folder / BOXES, pd.DataFrame(rows, columns=list(BOXES_COLUMNS)).astype(BOXES_COLUMNS))

@@ -1,0 +1,94 @@
+"""The command line: options become a spec, the spec goes to a function, errors become one line and an exit code.
+
+Only click is imported here and in the command modules; everything else is imported when a command runs.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+from training.cli import evaluate, report, train
+
+from imgprep import __version__
+from imgprep.cli.demo import demo
+from imgprep.cli.prepare import catalog, fetch, read_annotations, shard, subset
+from imgprep.errors import INTERRUPTED, ImgprepError, as_imgprep_error
+
+
+class _Group(click.Group):
+    """A group that turns the error tree into exit codes, and lists its commands in the order of the street."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order they were added."""
+        del ctx
+        return list(self.commands)
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command line; see :meth:`click.Group.main`. Leaves with the exit codes of :mod:`imgprep.errors`."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        try:
+            result = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt) as error:
+            _leave(str(error) or "interrupted; the same command goes on where it makes sense", INTERRUPTED)
+        except ImgprepError as error:
+            _leave(str(error), error.exit_code)
+        except BrokenPipeError:
+            # The reader of a pipe has seen enough, as in `imgprep ... | head`.
+            sys.stderr.close()
+            sys.exit(1)
+        except OSError as error:
+            known = as_imgprep_error(error)
+            _leave(str(known), known.exit_code)
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(code)
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    # SIGTERM unwinds like Ctrl-C, so that half-written files go away.
+    del number, frame
+    raise KeyboardInterrupt
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 input damaged or incomplete, 4 permission, 5 network, 6 no space,"
+    " 130 interrupted.",
+)
+@click.version_option(__version__, "-V", "--version", prog_name="imgprep")
+def main() -> None:
+    r"""Prepare ImageNet and train on it, in four commands that also work one at a time.
+
+    \b
+    Examples:
+      imgprep demo
+      imgprep fetch --from imagenet.zip
+      imgprep subset --classes 10 --per-class 100
+      imgprep shard
+      imgprep train
+    """
+    signal.signal(signal.SIGTERM, _terminated)
+
+
+for _command in (fetch, catalog, read_annotations, subset, shard, train, evaluate, report, demo):
+    main.add_command(_command)

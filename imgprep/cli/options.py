@@ -1,0 +1,115 @@
+"""Options that several commands share, and how their results are printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from imgprep.index import DEFAULT_WORKSPACE, WORKSPACE_VARIABLE
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def workspace_option(function: F) -> F:
+    """``--workspace``: the folder all stages share."""
+    return click.option(
+        "-w",
+        "--workspace",
+        "root",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=DEFAULT_WORKSPACE,
+        envvar=WORKSPACE_VARIABLE,
+        show_default=True,
+        show_envvar=True,
+        help="Folder where every stage finds what the one before it left.",
+    )(function)
+
+
+def json_option(function: F) -> F:
+    """``--json``: one object on stdout."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")(
+        function
+    )
+
+
+def dry_run_option(function: F) -> F:
+    """``--dry-run``: print the plan."""
+    return click.option("-n", "--dry-run", is_flag=True, help="Print what would be done, write nothing.")(function)
+
+
+def overwrite_option(function: F) -> F:
+    """``--overwrite``: replace an output that answers another request."""
+    return click.option("--overwrite", is_flag=True, help="Replace an output that was made with other options.")(
+        function
+    )
+
+
+class CountOrAll(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic only from click 8.4 on
+    """A whole number, or ``all``, which becomes None.
+
+    Args:
+        least: The smallest number that is allowed.
+    """
+
+    name = "N|all"
+
+    def __init__(self, least: int) -> None:
+        self.least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """Turn the text into the number."""
+        if value is None or str(value).strip().lower() == "all":
+            return None
+        try:
+            number = int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a whole number nor 'all'.", param, ctx)
+        if number < self.least:
+            self.fail(f"{number} is less than {self.least}.", param, ctx)
+        return number
+
+
+class Classes(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic only from click 8.4 on
+    """A number of classes, or names between commas."""
+
+    name = "N|NAME,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | tuple[str, ...] | None:
+        """Turn the text into a number or a tuple of names; ``all`` becomes None."""
+        text = str(value).strip()
+        if text.lower() == "all":
+            return None
+        try:
+            number = int(text)
+        except ValueError:
+            names = tuple(name.strip() for name in text.split(","))
+            if not all(names):
+                self.fail(f"{value!r} holds an empty name.", param, ctx)
+            return names
+        if number < 1:
+            self.fail(f"{number} is less than 1.", param, ctx)
+        return number
+
+
+def print_result(lines: list[str], document: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print a result for people, or for programs."""
+    if as_json:
+        click.echo(json.dumps(document, ensure_ascii=False))
+    else:
+        for line in lines:
+            click.echo(line)
+
+
+def size_text(num_bytes: float) -> str:
+    """A size in decimal units, as disks and Kaggle count them: ``61.0 MB``."""
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:  # decimal units
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} GB"

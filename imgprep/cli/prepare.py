@@ -1,0 +1,365 @@
+"""The commands that prepare a dataset: fetch, catalog, annotations, subset, shard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from imgprep.cli.options import (
+    Classes,
+    CountOrAll,
+    dry_run_option,
+    json_option,
+    overwrite_option,
+    print_result,
+    size_text,
+    workspace_option,
+)
+from imgprep.index import DEFAULT_NAME
+
+if TYPE_CHECKING:
+    from imgprep.shard import ShardJob, ShardResult, ShardSpec
+    from imgprep.stats import Stats
+    from imgprep.subset import Selection
+    from imgprep.workspace import Workspace
+
+
+@click.command()
+@click.option(
+    "--from",
+    "path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="A zip, tar or directory that holds the dataset.",
+)
+@workspace_option
+@overwrite_option
+@dry_run_option
+@json_option
+def fetch(path: Path, root: Path, overwrite: bool, dry_run: bool, as_json: bool) -> None:
+    r"""Adopt a dataset where it lies: nothing is copied or unpacked.
+
+    Records the place, size and listing of the source in raw/source.json of the workspace, which is made if need be. The
+    stages after it read pictures and annotations straight from the source.
+
+    \b
+    Examples:
+      imgprep fetch --from imagenet-object-localization-challenge.zip
+      imgprep fetch --from /data/imagenet --workspace my-imagenet
+    """
+    from dataclasses import asdict
+
+    from imgprep.fetch import fetch, plan_fetch
+    from imgprep.workspace import Workspace
+
+    workspace = Workspace(root)
+    if dry_run:
+        result = plan_fetch(workspace, path, overwrite=overwrite)
+    else:
+        # Looked at before the workspace is made: a wrong path leaves nothing behind.
+        plan_fetch(workspace, path, overwrite=overwrite)
+        root.mkdir(parents=True, exist_ok=True)
+        with workspace.locked("imgprep fetch"):
+            result = fetch(workspace, path, overwrite=overwrite)
+    record = result.record
+    verb = {"run": "would adopt" if dry_run else "adopted", "skip": "up to date: adopted before,"}[result.action]
+    lines = [
+        f"{verb} {record.kind} {record.path}",
+        f"{record.num_members:,} files, {size_text(record.num_bytes)}, layout {record.layout},"
+        f" listing {record.listing_sha256[:16]}",
+    ]
+    print_result(lines, {"action": result.action, "source": asdict(record)}, as_json=as_json)
+
+
+@click.command()
+@workspace_option
+@json_option
+def catalog(root: Path, as_json: bool) -> None:
+    r"""List the classes and pictures of the source in classes.csv and manifest.csv.
+
+    `imgprep subset` runs this by itself when it is missing or out of date.
+
+    \b
+    Examples:
+      imgprep catalog
+    """
+    from imgprep.catalog import catalog
+    from imgprep.workspace import Workspace
+
+    workspace = Workspace(root)
+    workspace.require()
+    with workspace.locked("imgprep catalog"):
+        result = catalog(workspace)
+    lines = _catalog_lines(workspace, result.action, result.stats)
+    print_result(lines, {"action": result.action, **result.stats.to_dict()}, as_json=as_json)
+
+
+def _catalog_lines(workspace: Workspace, action: str, stats: Stats) -> list[str]:
+    if action == "skip":
+        return [f"up to date: {workspace.catalog / 'manifest.csv'}"]
+    ignored = f"; {stats['ignored']:,} files beside them do not fit the layout" if stats["ignored"] else ""
+    return [
+        f"catalog: {stats['classes']:,} classes, {stats['train']:,} train, {stats['val']:,} val and"
+        f" {stats['test']:,} test pictures{ignored} -> {workspace.catalog / 'manifest.csv'}"
+    ]
+
+
+@click.command("annotations")
+@click.option(
+    "--max-rejects",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="How many XML files may be unusable before the stage fails.",
+)
+@workspace_option
+@json_option
+def read_annotations(max_rejects: int, root: Path, as_json: bool) -> None:
+    r"""Read the XML annotations: labels of the validation split to val.csv, bounding boxes to boxes.csv.
+
+    Labels are checked against LOC_val_solution.csv where the source has it. `imgprep subset` runs this by itself when
+    it is missing or out of date.
+
+    \b
+    Examples:
+      imgprep annotations
+      imgprep annotations --max-rejects 10
+    """
+    from imgprep.annotations import AnnotationsSpec, annotations
+    from imgprep.cli.progress import make_progress
+    from imgprep.workspace import Workspace
+
+    workspace = Workspace(root)
+    workspace.require()
+    with workspace.locked("imgprep annotations"):
+        result = annotations(workspace, AnnotationsSpec(max_rejects=max_rejects), progress=make_progress())
+    lines = _annotations_lines(workspace, result.action, result.stats)
+    print_result(lines, {"action": result.action, **result.stats.to_dict()}, as_json=as_json)
+
+
+def _annotations_lines(workspace: Workspace, action: str, stats: Stats) -> list[str]:
+    if action == "skip":
+        return [f"up to date: {workspace.catalog / 'val.csv'} and boxes.csv"]
+    odd = []
+    if stats["without_object"]:
+        odd.append(f"{stats['without_object']:,} without an object")
+    if stats["rejected"]:
+        odd.append(f"{stats['rejected']:,} rejected")
+    listed = f" ({', '.join(odd)}: {workspace.catalog / 'annotations.rejected.csv'})" if odd else ""
+    return [
+        f"annotations: {stats['files']:,} XML files, {stats['boxes']:,} boxes, {stats['labels']:,} validation"
+        f" labels{listed} -> {workspace.catalog / 'val.csv'}"
+    ]
+
+
+@click.command()
+@click.option(
+    "--classes",
+    type=Classes(),
+    default="all",
+    show_default=True,
+    help="How many classes, or which: wnids or names between commas.",
+)
+@click.option("--per-class", type=CountOrAll(1), default="all", show_default=True, help="Training images a class.")
+@click.option(
+    "--val-per-class", type=CountOrAll(0), default="all", show_default=True, help="Validation images a class."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another seed, another choice.")
+@click.option("--allow-short", is_flag=True, help="Take a named class also when it has fewer images than asked for.")
+@click.option("--name", default=DEFAULT_NAME, show_default=True, help="Name of the subset.")
+@click.option("--from", "parent", help="Choose from this subset instead of the whole catalog.")
+@workspace_option
+@overwrite_option
+@dry_run_option
+@json_option
+def subset(
+    root: Path, name: str, parent: str | None, dry_run: bool, as_json: bool, overwrite: bool, **options: Any
+) -> None:
+    r"""Choose classes and images; the same request gives the same rows on any machine.
+
+    Runs catalog and annotations first where they are missing or out of date. With a number of classes, only those with
+    enough images are eligible. Choices nest: 10 x 100 is inside 10 x 200.
+
+    \b
+    Examples:
+      imgprep subset --classes 10 --per-class 100
+      imgprep subset --classes n01440764,n02102040 --per-class 50 --name two
+      imgprep subset --classes "tench,English springer" --val-per-class 10 --name named
+    """
+    from imgprep.subset import SubsetSpec, plan_subset, subset
+    from imgprep.workspace import Workspace
+
+    spec = SubsetSpec(**options)
+    workspace = Workspace(root)
+    workspace.require()
+    with workspace.locked("imgprep subset"):
+        lines = _catch_up(workspace) if parent is None else []
+        if dry_run:
+            selection: Selection | None = plan_subset(workspace, spec, parent=parent)
+            action, digest, folder = "run", selection.digest if selection else "", workspace.subset(name)
+        else:
+            result = subset(workspace, spec, name=name, parent=parent, overwrite=overwrite)
+            action, digest, folder, selection = result.action, result.digest, result.folder, result.selection
+    document: dict[str, Any] = {"action": action, "spec": spec.line, "digest": digest, "folder": str(folder)}
+    if selection is None:
+        lines.append(f"up to date: {folder / 'manifest.csv'} ({spec.line}, digest {digest[:16]})")
+    else:
+        lines += _selection_lines(selection, folder, spec.line, dry_run=dry_run)
+        document |= {split: selection.num_rows(split) for split in ("train", "val")}
+        document["classes"] = [synset.wnid for synset in selection.catalog]
+        document["passed_over"] = {synset.wnid: n for synset, n in selection.passed_over}
+    print_result(lines, document, as_json=as_json)
+
+
+def _catch_up(workspace: Workspace) -> list[str]:
+    """Run catalog and annotations where they are missing or out of date; returns what to say of it."""
+    from imgprep.annotations import annotations, plan_annotations
+    from imgprep.catalog import catalog, plan_catalog
+    from imgprep.cli.progress import make_progress
+
+    lines = []
+    if plan_catalog(workspace)[0] == "run":
+        listed = catalog(workspace)
+        lines += _catalog_lines(workspace, listed.action, listed.stats)
+    if plan_annotations(workspace)[0] == "run":
+        read = annotations(workspace, progress=make_progress())
+        lines += _annotations_lines(workspace, read.action, read.stats)
+    return lines
+
+
+def _selection_lines(selection: Selection, folder: Path, line: str, *, dry_run: bool) -> list[str]:
+    lines = []
+    if selection.passed_over:
+        listed = ", ".join(f"{synset.label} {n}" for synset, n in selection.passed_over[:10])
+        more = f" and {len(selection.passed_over) - 10} more" if len(selection.passed_over) > 10 else ""
+        lines.append(f"passed over, too few training images: {listed}{more}")
+    if selection.short:
+        lines.append(f"short: {', '.join(f'{synset.label} {n}' for synset, n in selection.short)}")
+    if selection.unlabelled:
+        lines.append(f"{selection.unlabelled:,} validation pictures have no label and were left out")
+    names = ", ".join(synset.synonyms[0] for synset in list(selection.catalog)[:12])
+    more = ", ..." if len(selection.catalog) > 12 else ""  # a dozen names fit two lines
+    verb = "would choose" if dry_run else "subset:"
+    lines.append(
+        f"{verb} {len(selection.catalog)} classes, {selection.num_rows('train'):,} train and"
+        f" {selection.num_rows('val'):,} val images -> {folder / 'manifest.csv'}"
+    )
+    lines.append(f"classes: {names}{more}")
+    lines.append(f"cite as: {line} (digest {selection.digest[:16]})")
+    return lines
+
+
+@click.command()
+@click.option("--subset", "subset_name", default=DEFAULT_NAME, show_default=True, help="Name of the subset to pack.")
+@click.option("--name", help="Name of the shards.  [default: that of the subset]")
+@click.option(
+    "--images",
+    type=click.Choice(["resize", "original"]),
+    default="resize",
+    show_default=True,
+    help="Shrink pictures, or keep their bytes where they are plain JPEG.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(8, 1 << 14),
+    default=256,
+    show_default=True,
+    help="Pixels of the short side; smaller pictures are never enlarged.",
+)
+@click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="JPEG quality.")
+@click.option(
+    "--samples-per-shard",
+    type=click.IntRange(min=1),
+    help="[default: about 256 MiB a shard, at least 8 shards a split]",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the order of samples.")
+@click.option(
+    "--max-rejects",
+    type=click.IntRange(min=0),
+    default=100,
+    show_default=True,
+    help="How many pictures may be unusable before the stage fails.",
+)
+@click.option(
+    "-j", "--workers", type=click.IntRange(min=0), default=0, help="Threads; 0 is one a processor.  [default: 0]"
+)
+@workspace_option
+@overwrite_option
+@dry_run_option
+@json_option
+def shard(
+    root: Path,
+    subset_name: str,
+    name: str | None,
+    workers: int,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    r"""Write the pictures of a subset into WebDataset tars, with an index that makes them random-access.
+
+    Same input and options, same bytes, whatever the number of workers. A picture that cannot be decoded goes to
+    rejected.csv with its reason.
+
+    \b
+    Examples:
+      imgprep shard
+      imgprep shard --size 128 --quality 85 --name small
+      imgprep shard --images original --samples-per-shard 1000 --name full
+    """
+    from imgprep.cli.progress import make_progress
+    from imgprep.executors import make_executor
+    from imgprep.shard import ShardSpec, plan_job, shard
+    from imgprep.workspace import Workspace
+
+    spec = ShardSpec(**options)
+    workspace = Workspace(root)
+    workspace.require()
+    if dry_run:
+        job = plan_job(workspace, spec, subset=subset_name, name=name, overwrite=overwrite)
+        print_result(*_plan_output(job), as_json=as_json)
+        return
+    with workspace.locked("imgprep shard"):
+        job = plan_job(workspace, spec, subset=subset_name, name=name, overwrite=overwrite)
+        result = shard(workspace, job, spec, executor=make_executor(workers), progress=make_progress())
+    print_result(*_shard_output(result, spec), as_json=as_json)
+
+
+def _plan_output(job: ShardJob) -> tuple[list[str], dict[str, Any]]:
+    if job.action == "skip":
+        return [f"up to date: {job.folder}"], {"action": "skip", "folder": str(job.folder)}
+    lines = [f"would write {len(job.plans)} shards with {job.num_records:,} samples to {job.folder}"]
+    lines += [f"{plan.filename}  {len(plan.records):,} samples" for plan in job.plans]
+    shards = {plan.filename: len(plan.records) for plan in job.plans}
+    return lines, {"action": "run", "folder": str(job.folder), "shards": shards}
+
+
+def _shard_output(result: ShardResult, spec: ShardSpec) -> tuple[list[str], dict[str, Any]]:
+    if result.index is None:
+        return [f"up to date: {result.folder}"], {"action": "skip", "folder": str(result.folder)}
+    stats = result.stats
+    lines = [
+        f"shard: {stats['in']:,} images in = {stats['out']:,} in shards + {stats['rejected']:,} rejected"
+        f" ({stats['unchanged']:,} kept their bytes, {stats['out'] - stats['unchanged']:,} were written anew"
+        + (f" at short side {spec.size} or less)" if spec.images == "resize" else ")")
+    ]
+    lines += [f"rejected {entry.path}: {entry.reason}" for entry in result.rejected[:5]]
+    if result.rejected:
+        lines.append(f"all rejected: {result.folder / 'rejected.csv'}")
+    splits = ", ".join(
+        f"{name} {split.num_samples:,} in {len(split.shards)}" for name, split in result.index.splits.items()
+    )
+    lines.append(
+        f"{stats['shards']} shards, {size_text(stats['num_bytes'])} ({splits}) -> {result.folder / 'index.json'}"
+    )
+    lines.append(f"dataset digest {result.index.dataset_digest[:16]}")
+    document = {
+        "action": "run",
+        "folder": str(result.folder),
+        "dataset_digest": result.index.dataset_digest,
+        "counts": stats.to_dict(),
+    }
+    return lines, document

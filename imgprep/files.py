@@ -1,0 +1,146 @@
+"""Files that are either whole or absent: atomic writes, staged folders, hashes and locks."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Final
+
+from imgprep.errors import DamagedError, LockedError
+
+_CHUNK: Final = 1 << 20
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames inside ``folder`` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file that appears under its name only when it is whole.
+
+    The bytes go to a temporary sibling, which is synced and renamed when the block ends; when it raises, the sibling is
+    removed and whatever stood at ``path`` stays.
+
+    Args:
+        path: The file to write; its folder must exist.
+
+    Yields:
+        A binary file to write to.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        # The disk may be full or gone: the first error is the one to report.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file atomically."""
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a JSON document atomically, indented, in UTF-8, with a final line feed."""
+    write_bytes(path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        DamagedError: It is not a JSON object.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedError(f"{path} is not valid JSON ({error})", "delete it and run the stage that wrote it") from None
+    if not isinstance(document, dict):
+        raise DamagedError(f"{path} does not hold a JSON object", "delete it and run the stage that wrote it")
+    return document
+
+
+@contextlib.contextmanager
+def staged_folder(folder: Path) -> Iterator[Path]:
+    """Write a folder that appears under its name only when it is whole, in place of what stood there.
+
+    Args:
+        folder: The folder to publish. Its parents are made.
+
+    Yields:
+        An empty sibling folder to write to. It is renamed when the block ends and removed when the block raises.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = folder.with_name(f".{folder.name}.tmp")
+    retired = folder.with_name(f".{folder.name}.old")
+    for leftover in (staging, retired):
+        shutil.rmtree(leftover, ignore_errors=True)
+    staging.mkdir()
+    try:
+        yield staging
+        fsync_folder(staging)
+        # Two renames: a reader finds the old folder, none, or the new one, never a mixture.
+        if folder.exists():
+            folder.rename(retired)
+        staging.rename(folder)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    fsync_folder(folder.parent)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, holder: str) -> Iterator[None]:
+    """Hold a lock file for the length of the block. The kernel lets go of it when the process dies, however it dies.
+
+    Args:
+        path: The lock file; made when missing, left in place.
+        holder: What to tell others who find it held, e.g. ``imgprep shard``.
+
+    Raises:
+        LockedError: Another process holds it.
+    """
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            other = file.read(200).strip() or "another imgprep"
+            raise LockedError(
+                f"{path.parent} is in use by {other}", "wait for it to end, or choose another --workspace"
+            ) from None
+        file.truncate(0)
+        file.write(f"`{holder}` (process {os.getpid()})\n")
+        file.flush()
+        yield

@@ -1,0 +1,169 @@
+"""ImageNet as Kaggle hands it out (ILSVRC CLS-LOC): ``ILSVRC/Data``, ``ILSVRC/Annotations`` and the ``LOC_*`` lists."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from imgprep.errors import ContradictionError, MemberError, SourceError
+from imgprep.layouts import AnnotationMember, ImageMember, Listing
+from imgprep.records import Catalog, Split, Synset, is_key, is_wnid
+from imgprep.sources import Member, Source
+
+_MARK: Final = "Data/CLS-LOC/"
+_TRAIN: Final = re.compile(r"Data/CLS-LOC/train/(n\d{8})/([^/]+)\.JPEG")
+_FLAT: Final = re.compile(r"Data/CLS-LOC/(val|test)/([^/]+)\.JPEG")
+_TRAIN_XML: Final = re.compile(r"Annotations/CLS-LOC/train/(n\d{8})/([^/]+)\.xml")
+_VAL_XML: Final = re.compile(r"Annotations/CLS-LOC/val/([^/]+)\.xml")
+
+MAPPING: Final = "LOC_synset_mapping.txt"
+VAL_SOLUTION: Final = "LOC_val_solution.csv"
+
+
+class IlsvrcLayout:
+    """The tree of the Kaggle competition, at the top of the source or below one folder of any name."""
+
+    name = "ilsvrc"
+
+    def matches(self, members: Sequence[Member]) -> bool:
+        """Whether a ``Data/CLS-LOC/`` folder is there."""
+        return any(_MARK in member.name for member in members)
+
+    def scan(self, source: Source) -> Listing:
+        """List classes from the synset mapping, pictures, XML files and the labels of ``LOC_val_solution.csv``.
+
+        Raises:
+            SourceError: There is no picture at all, or two pictures have one key.
+            ContradictionError: A training folder is not in the mapping.
+            MemberError: A list is damaged.
+        """
+        members = source.members()
+        prefix = next(member.name.split(_MARK, 1)[0] for member in members if _MARK in member.name)
+        images: list[ImageMember] = []
+        annotations: list[AnnotationMember] = []
+        ignored: list[str] = []
+        lists: dict[str, Member] = {}
+        for member in members:
+            if member.name.startswith(prefix):
+                name = member.name[len(prefix) :]
+                found = _image(name, member)
+                if found is not None:
+                    images.append(found)
+                    continue
+                xml = _annotation(name, member)
+                if xml is not None:
+                    annotations.append(xml)
+                    continue
+                if name.startswith(_MARK):
+                    ignored.append(member.name)
+                    continue
+            basename = member.name.rsplit("/", 1)[-1]
+            if basename in (MAPPING, VAL_SOLUTION):
+                lists.setdefault(basename, member)
+        if not images:
+            raise SourceError(f"{source.path} has a {_MARK} folder, but not one .JPEG in it", "check the archive")
+        _check_unique(images, source)
+        train_wnids = {image.wnid for image in images if image.split == "train"}
+        if MAPPING in lists:
+            catalog = parse_mapping(source.read(lists[MAPPING].name), where=lists[MAPPING].name)
+            strangers = sorted(wnid for wnid in train_wnids if not catalog.has(wnid))
+            if strangers:
+                raise ContradictionError(
+                    f"{len(strangers)} training folders are not in {lists[MAPPING].name}: {', '.join(strangers[:5])}",
+                    "use the mapping that belongs to this archive",
+                )
+        else:
+            # A part of the archive without its lists is still usable; the wnids must serve as names.
+            catalog = Catalog(Synset(wnid, place, wnid) for place, wnid in enumerate(sorted(train_wnids)))
+        solution = lists.get(VAL_SOLUTION)
+        return Listing(
+            catalog=catalog,
+            images=images,
+            annotations=annotations,
+            val_labels=parse_solution(source.read(solution.name), where=solution.name) if solution else {},
+            val_labels_name=solution.name if solution else "",
+            ignored=ignored,
+        )
+
+
+def _image(name: str, member: Member) -> ImageMember | None:
+    if match := _TRAIN.fullmatch(name):
+        return ImageMember(match[2], "train", member, match[1]) if is_key(match[2]) else None
+    if match := _FLAT.fullmatch(name):
+        split: Split = "val" if match[1] == "val" else "test"
+        return ImageMember(match[2], split, member) if is_key(match[2]) else None
+    return None
+
+
+def _annotation(name: str, member: Member) -> AnnotationMember | None:
+    if match := _TRAIN_XML.fullmatch(name):
+        return AnnotationMember(match[2], "train", member, match[1])
+    if match := _VAL_XML.fullmatch(name):
+        return AnnotationMember(match[1], "val", member)
+    return None
+
+
+def _check_unique(images: Sequence[ImageMember], source: Source) -> None:
+    first: dict[str, ImageMember] = {}
+    for image in images:
+        other = first.setdefault(image.key, image)
+        if other is not image:
+            raise SourceError(
+                f"{source.path} has two pictures with the key {image.key}: {other.member.name} and {image.member.name}",
+                "remove one of them",
+            )
+
+
+def parse_mapping(content: bytes, *, where: str) -> Catalog:
+    """Read ``LOC_synset_mapping.txt``: ``<wnid> <name>, <name>, ...``, one class a line; the line number is the index.
+
+    Raises:
+        MemberError: It is not UTF-8, or a line has no wnid or comes twice.
+    """
+    synsets: dict[str, Synset] = {}
+    for number, line in enumerate(_text(content, where).splitlines(), start=1):
+        if not line.strip():
+            continue
+        wnid, _, name = line.strip().partition(" ")
+        if not is_wnid(wnid) or wnid in synsets:
+            raise MemberError(f"{where}, line {number}: expected `<wnid> <names>` with a new wnid, got {line[:60]!r}")
+        synsets[wnid] = Synset(wnid, len(synsets), name.strip() or wnid)
+    if not synsets:
+        raise MemberError(f"{where} lists no class")
+    return Catalog(synsets.values())
+
+
+def parse_solution(content: bytes, *, where: str) -> dict[str, str]:
+    """Read the labels of ``LOC_val_solution.csv``: the first word of ``PredictionString`` is the class.
+
+    Returns:
+        Key of the image to wnid.
+
+    Raises:
+        MemberError: The header or a row has another form, or an image comes twice.
+    """
+    rows = csv.reader(io.StringIO(_text(content, where), newline=""))
+    header = next(rows, None)
+    if header is None or [name.strip() for name in header[:2]] != ["ImageId", "PredictionString"]:
+        raise MemberError(f"{where}: expected the header ImageId,PredictionString, got {header}")
+    labels: dict[str, str] = {}
+    for row in rows:
+        if not row:
+            continue
+        words = row[1].split() if len(row) > 1 else []
+        if not words or not is_wnid(words[0]) or row[0] in labels:
+            raise MemberError(
+                f"{where}, line {rows.line_num}: expected a new ImageId and `<wnid> <box> ...`, got {row}"
+            )
+        labels[row[0]] = words[0]
+    return labels
+
+
+def _text(content: bytes, where: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MemberError(f"{where} is not UTF-8 text ({error.reason} at byte {error.start})") from None

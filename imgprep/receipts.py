@@ -1,0 +1,115 @@
+"""Receipts: what a stage wrote, from which inputs, with which options. They decide whether there is work to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from imgprep.errors import DamagedError, OutputExistsError
+from imgprep.files import read_json, sha256_file, write_json
+
+RECEIPT_VERSION: Final = 1
+
+Action = Literal["run", "skip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """The request one output folder answers.
+
+    Attributes:
+        stage: Name of the stage, e.g. ``subset``.
+        inputs: Digests of everything read, by name.
+        options: The spec as JSON values.
+    """
+
+    stage: str
+    inputs: Mapping[str, str]
+    options: Mapping[str, Any]
+
+    def path(self, folder: Path) -> Path:
+        """Where the receipt of this stage lies in its output folder."""
+        return folder / f"{self.stage}.receipt.json"
+
+    def differences(self, folder: Path) -> list[str] | None:
+        """Compare with the receipt found in ``folder``.
+
+        Returns:
+            None when there is none, or it cannot be read, or an output it names is not there in its size; else what
+            differs, a phrase each: an empty list means the same request was already met.
+        """
+        try:
+            found = read_json(self.path(folder))
+        except (FileNotFoundError, DamagedError):
+            return None
+        if found.get("version") != RECEIPT_VERSION:
+            return [f"receipt version {found.get('version')} instead of {RECEIPT_VERSION}"]
+        for name, output in dict(found.get("outputs", {})).items():
+            file = folder / name
+            if not file.is_file() or file.stat().st_size != output.get("num_bytes"):
+                return None
+        options, inputs = dict(found.get("options", {})), dict(found.get("inputs", {}))
+        changed = [
+            f"{name} was {_shown(options.get(name))}, now {_shown(self.options.get(name))}"
+            for name in sorted({*options, *self.options})
+            if options.get(name) != self.options.get(name)
+        ]
+        replaced = [n for n in sorted({*inputs, *self.inputs}) if inputs.get(n) != self.inputs.get(n)]
+        return changed + [f"the {name} is another one" for name in replaced]
+
+    def decide(self, folder: Path, *, overwrite: bool = False) -> Action:
+        """Decide what to do about ``folder``.
+
+        Args:
+            folder: The output folder.
+            overwrite: Replace an output that answers another request.
+
+        Returns:
+            ``skip`` when the output is there and answers this very request, else ``run``.
+
+        Raises:
+            OutputExistsError: It answers another request and may not be replaced. The message says what differs.
+        """
+        differences = self.differences(folder)
+        if differences == []:
+            return "skip"
+        if differences and not overwrite:
+            raise OutputExistsError(
+                f"{folder} was made with other options: {'; '.join(differences)}",
+                "use --overwrite to replace it, or --name for another one beside it",
+            )
+        return "run"
+
+    def counts(self, folder: Path) -> dict[str, Any]:
+        """The counts in the receipt found in ``folder``; empty where they are missing."""
+        return dict(read_json(self.path(folder)).get("counts", {}))
+
+    def write(self, folder: Path, outputs: list[str], counts: Mapping[str, Any]) -> None:
+        """Write the receipt, as the last file of a stage: with it the output counts as done.
+
+        Args:
+            folder: The output folder.
+            outputs: Names of the files in it that the stage wrote.
+            counts: Anything worth keeping for people: how many were read, written, rejected.
+        """
+        hashed = {
+            name: {"num_bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
+            for name in outputs
+        }
+        document = {
+            "stage": self.stage,
+            "version": RECEIPT_VERSION,
+            "inputs": dict(self.inputs),
+            "options": dict(self.options),
+            "outputs": hashed,
+            "counts": dict(counts),
+        }
+        write_json(self.path(folder), document)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value)) if len(value) <= 4 else f"{len(value)} values ({value[0]}, ...)"
+    return "not set" if value is None else str(value)

@@ -1,0 +1,85 @@
+"""Where images come from: a directory, a zip or a tar, listed and read member by member, never unpacked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from imgprep.errors import MissingInputError, SourceError
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file of a source: its name with ``/`` between folders, its size, and its CRC-32 where it is listed."""
+
+    name: str
+    num_bytes: int
+    crc32: int | None = None
+
+
+class Source(Protocol):
+    """Lists members and reads one by name. ``read`` may be called from several threads at once."""
+
+    kind: str
+    path: Path
+
+    def members(self) -> Sequence[Member]:
+        """All regular files, in the source's own order."""
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one member, checked against its size and, where listed, its CRC-32.
+
+        Raises:
+            MemberError: There is no such member, or its bytes are damaged.
+        """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_source(path: Path) -> Source:
+    """Open a directory, zip or tar, told apart by its first bytes, not by its name.
+
+    Raises:
+        MissingInputError: Nothing is there.
+        SourceError: It is none of them, or it is cut off or damaged.
+    """
+    if path.is_dir():
+        from imgprep.sources.directory import DirectorySource
+
+        return DirectorySource(path)
+    if not path.is_file():
+        raise MissingInputError(f"{path} does not exist", "check the path after --from")
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+        from imgprep.sources.zip import ZipSource
+
+        return ZipSource(path)
+    if head[257:262] == b"ustar":
+        from imgprep.sources.tar import TarSource
+
+        return TarSource(path)
+    if head[:2] == b"\x1f\x8b":
+        raise SourceError(
+            f"{path} is compressed with gzip, which has no random access", "decompress it with gunzip first"
+        )
+    if not head:
+        raise SourceError(f"{path} is empty", "download or copy it again")
+    raise SourceError(f"{path} is neither a zip nor a tar nor a directory", "check the path, or download it again")
+
+
+def listing_digest(members: Sequence[Member]) -> str:
+    """SHA-256 over names, sizes and known CRCs in name order: equal listings have equal digests."""
+    digest = hashlib.sha256()
+    for member in sorted(members, key=lambda member: member.name):
+        crc = "" if member.crc32 is None else f"{member.crc32:08x}"
+        digest.update(f"{member.name}\0{member.num_bytes}\0{crc}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()

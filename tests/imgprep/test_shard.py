@@ -1,0 +1,319 @@
+"""shard: plans before it writes, same bytes always, readable by others, nothing vanishes."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import hashlib
+import io
+import json
+import tarfile
+import zipfile
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from imgprep.errors import DamagedError, MissingInputError, OutputExistsError, SpecError, TooManyRejectsError
+from imgprep.executors import ThreadExecutor
+from imgprep.fetch import fetch
+from imgprep.index import open_samples, read_index
+from imgprep.records import Record
+from imgprep.shard import ShardSpec, plan_job, plan_shards, shard, tar_header
+from imgprep.tables import manifest_records, read_manifest
+from imgprep.testing.toy import ToyListing
+from imgprep.workspace import Workspace
+
+SPEC = ShardSpec(size=48, samples_per_shard=5)
+
+
+def record(number: int, *, split: str = "train", num_bytes: int = 100_000) -> Record:
+    return Record(f"k{number}", split, f"p/k{number}.JPEG", "n00000001", 0, num_bytes, None)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def rewrite(workspace: Workspace, spec: ShardSpec, **options: int) -> dict[str, str]:
+    job = plan_job(workspace, spec, subset="main", name="again", overwrite=True)
+    executor = ThreadExecutor(options["workers"]) if "workers" in options else None
+    result = shard(workspace, job, spec, executor=executor)
+    return digests(result.folder)
+
+
+@given(
+    numbers=st.sets(st.integers(0, 500), min_size=1, max_size=60),
+    samples_per_shard=st.none() | st.integers(1, 20),
+    seed=st.integers(0, 3),
+)
+def test_a_plan_holds_every_record_once_whatever_their_order(
+    numbers: set[int], samples_per_shard: int | None, seed: int
+) -> None:
+    records = [record(number, split="train" if number % 3 else "val") for number in numbers]
+    spec = ShardSpec(samples_per_shard=samples_per_shard, seed=seed)
+    plans = plan_shards(records, spec)
+    packed = [entry for plan in plans for entry in plan.records]
+
+    assert Counter(packed) == Counter(records)
+    assert all(entry.split == plan.split for plan in plans for entry in plan.records)
+    assert plan_shards(records[::-1], spec) == plans
+    assert all(plan.records for plan in plans)
+    if samples_per_shard:
+        assert max(len(plan.records) for plan in plans) <= samples_per_shard
+
+
+@pytest.mark.parametrize(
+    ("samples", "num_bytes", "images", "shards"),
+    [(1, 10**5, "resize", 1), (16, 10**5, "resize", 2), (1000, 10**5, "resize", 8), (20_000, 10**5, "original", 8)],
+)
+def test_shards_are_at_least_eight_when_there_are_enough_samples(
+    samples: int, num_bytes: int, images: str, shards: int
+) -> None:
+    records = [record(number, num_bytes=num_bytes) for number in range(samples)]
+    sizes = [len(p.records) for p in plan_shards(records, ShardSpec(images=images))]  # type: ignore[arg-type]
+
+    assert len(sizes) == shards
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_large_splits_get_shards_of_about_256_mib() -> None:
+    records = [record(number, num_bytes=1 << 20) for number in range(4096)]
+
+    assert len(plan_shards(records, ShardSpec(images="original"))) == 16
+
+
+def test_classes_are_mixed_in_every_shard(sharded: Workspace) -> None:
+    folder = sharded.shards("main")
+    index = read_index(folder)
+    table = open_samples(folder / "index.json", index, "train")
+    first = table["label"][: len(table) // 2]
+
+    assert len(set(first.tolist())) > 2
+    assert table["label"].tolist() != sorted(table["label"].tolist())
+
+
+def test_a_foreign_tar_reader_finds_jpg_cls_json_of_every_record(sharded: Workspace) -> None:
+    folder = sharded.shards("main")
+    wanted = {r.key: r for r in manifest_records(read_manifest(sharded.subset("main") / "manifest.csv", made_by=""))}
+    rejected = {row["key"] for row in csv.DictReader((folder / "rejected.csv").read_text().splitlines())}
+    found = []
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as archive:
+            members = archive.getmembers()
+            assert {(m.mtime, m.uid, m.gid, m.mode, m.uname) for m in members} == {(0, 0, 0, 0o444, "")}
+            for jpg, cls, meta in zip(members[0::3], members[1::3], members[2::3], strict=True):
+                key = jpg.name.removesuffix(".jpg")
+                assert (cls.name, meta.name) == (f"{key}.cls", f"{key}.json")
+                document = json.loads(archive.extractfile(meta).read())  # type: ignore[union-attr]
+                image = Image.open(io.BytesIO(archive.extractfile(jpg).read()))  # type: ignore[union-attr]
+                assert archive.extractfile(cls).read() == str(wanted[key].label).encode()  # type: ignore[union-attr]
+                assert (document["key"], document["wnid"], document["label"], document["split"]) == (
+                    key,
+                    wanted[key].wnid,
+                    wanted[key].label,
+                    wanted[key].split,
+                )
+                assert image.size == (document["width"], document["height"])
+                assert min(image.size) <= 48
+                found.append(key)
+
+    assert len(found) == len(set(found))
+    assert set(found) | rejected == set(wanted)
+    assert not set(found) & rejected
+
+
+# webdataset leaves the files of its last shards to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_webdataset_reads_the_shards_as_they_lie(sharded: Workspace) -> None:
+    import webdataset as wds
+
+    folder = sharded.shards("main")
+    index = read_index(folder)
+    for name, split in index.splits.items():
+        urls = [str(folder / info.filename) for info in split.shards]
+        samples = list(wds.WebDataset(urls, shardshuffle=False, empty_check=False).decode("pil"))
+        table = open_samples(folder / "index.json", index, name)
+
+        assert [sample["cls"] for sample in samples] == table["label"].tolist()
+        assert {sample["json"]["split"] for sample in samples} == {name}
+        assert all(sample["jpg"].mode in ("RGB", "L") for sample in samples)
+    del samples
+    gc.collect()
+
+
+def test_the_sample_table_points_to_every_jpeg(sharded: Workspace) -> None:
+    folder = sharded.shards("main")
+    index = read_index(folder)
+    for name, split in index.splits.items():
+        for row in open_samples(folder / "index.json", index, name):
+            content = (folder / split.shards[row["shard"]].filename).read_bytes()
+            jpeg = content[int(row["offset"]) : int(row["offset"]) + int(row["length"])]
+            assert jpeg.startswith(b"\xff\xd8")
+            assert zlib.crc32(jpeg) == row["crc32"]
+
+
+def test_the_index_says_what_is_there(sharded: Workspace) -> None:
+    folder = sharded.shards("main")
+    index = read_index(folder)
+    for split in index.splits.values():
+        for info in split.shards:
+            path = folder / info.filename
+            assert path.stat().st_size == info.num_bytes
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == info.sha256
+            with tarfile.open(path) as archive:
+                assert len(archive.getmembers()) == 3 * info.num_samples
+    assert [info.label for info in index.classes] == [0, 1, 2, 3]
+    assert index.provenance["subset"]["spec"] == "classes=4 per-class=8 val-per-class=all seed=0"
+
+
+def test_the_bytes_do_not_depend_on_workers_or_time(sharded: Workspace) -> None:
+    first = digests(sharded.shards("main"))
+
+    assert rewrite(sharded, SPEC, workers=3) == first
+    assert rewrite(sharded, SPEC) == first
+
+
+def test_another_seed_mixes_otherwise_with_the_same_pictures(sharded: Workspace) -> None:
+    folder = sharded.shards("main")
+    index = read_index(folder)
+    before = open_samples(folder / "index.json", index, "train")["crc32"].tolist()
+    rewrite(sharded, ShardSpec(size=48, samples_per_shard=5, seed=1))
+    again = sharded.shards("again")
+    after = open_samples(again / "index.json", read_index(again), "train")["crc32"].tolist()
+
+    assert before != after
+    assert sorted(before) == sorted(after)
+
+
+def test_a_second_run_does_nothing_and_another_spec_is_refused(sharded: Workspace) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in sharded.shards("main").iterdir()}
+    job = plan_job(sharded, SPEC, subset="main")
+
+    assert shard(sharded, job, SPEC).action == "skip"
+    assert {path.name: path.stat().st_mtime_ns for path in sharded.shards("main").iterdir()} == before
+    with pytest.raises(OutputExistsError, match=r"size was 48, now 64.*--overwrite.*--name"):
+        plan_job(sharded, ShardSpec(size=64, samples_per_shard=5), subset="main")
+
+
+@pytest.mark.parametrize("name", ["imgprep-train-000001.tar", "index.json", "val.samples.npy"])
+def test_a_missing_file_makes_the_shards_be_written_again(sharded: Workspace, name: str) -> None:
+    before = digests(sharded.shards("main"))
+    (sharded.shards("main") / name).unlink()
+    job = plan_job(sharded, SPEC, subset="main")
+    shard(sharded, job, SPEC)
+
+    assert digests(sharded.shards("main")) == before
+
+
+def test_every_undecodable_picture_is_listed_with_its_reason(sharded: Workspace, toy: tuple[Path, ToyListing]) -> None:
+    subset_keys = {r.key for r in manifest_records(read_manifest(sharded.subset("main") / "manifest.csv", made_by=""))}
+    rows = list(csv.DictReader((sharded.shards("main") / "rejected.csv").read_text().splitlines()))
+
+    assert {row["key"] for row in rows} == set(toy[1].undecodable) & subset_keys
+    assert all(row["reason"] for row in rows)
+    counts = json.loads((sharded.shards("main") / "shard.receipt.json").read_text())["counts"]
+    assert counts["in"] == counts["out"] + counts.get("rejected", 0)
+
+
+def damaged(sharded: Workspace, toy_zip: Path, tmp_path: Path, how_many: int) -> Workspace:
+    """The same workspace over an archive in which some chosen pictures are cut off."""
+    chosen = [
+        r.path
+        for r in manifest_records(read_manifest(sharded.subset("main") / "manifest.csv", made_by=""))
+        if r.num_bytes > 400
+    ][:how_many]
+    with zipfile.ZipFile(toy_zip) as old, zipfile.ZipFile(tmp_path / "damaged.zip", "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, content[: len(content) // 2] if name in chosen else content)
+    fetch(sharded, tmp_path / "damaged.zip", overwrite=True)
+    return sharded
+
+
+def test_more_rejects_than_allowed_publish_nothing(sharded: Workspace, toy_zip: Path, tmp_path: Path) -> None:
+    workspace = damaged(sharded, toy_zip, tmp_path, 6)
+    spec = ShardSpec(size=48, samples_per_shard=5, max_rejects=3)
+    job = plan_job(workspace, spec, subset="main", name="bad")
+    with pytest.raises(TooManyRejectsError, match=r"more than 3 pictures.*bad\.rejected\.csv.*--max-rejects"):
+        shard(workspace, job, spec, executor=ThreadExecutor(2))
+
+    left = sorted(path.name for path in (workspace.root / "shards").iterdir())
+    assert left == ["bad.rejected.csv", "main"]
+    assert len((workspace.root / "shards" / "bad.rejected.csv").read_text().splitlines()) > 4
+
+
+def test_rejects_within_the_limit_leave_the_rest_whole(sharded: Workspace, toy_zip: Path, tmp_path: Path) -> None:
+    workspace = damaged(sharded, toy_zip, tmp_path, 6)
+    job = plan_job(workspace, SPEC, subset="main", name="bad")
+    result = shard(workspace, job, SPEC)
+
+    assert result.stats["rejected"] >= 6
+    assert result.stats["in"] == result.stats["out"] + result.stats["rejected"]
+
+
+def test_an_interruption_leaves_nothing_that_looks_done(sharded: Workspace) -> None:
+    class Interrupting:
+        def __init__(self) -> None:
+            self.left = 9
+
+        def begin(self, what: str, total: int, unit: str) -> None: ...
+
+        def finish(self) -> None: ...
+
+        def advance(self, n: int = 1) -> None:
+            self.left -= n
+            if self.left < 0:
+                raise KeyboardInterrupt
+
+    job = plan_job(sharded, SPEC, subset="main", name="new")
+    with pytest.raises(KeyboardInterrupt):
+        shard(sharded, job, SPEC, progress=Interrupting())
+
+    assert sorted(path.name for path in (sharded.root / "shards").iterdir()) == ["main"]
+
+
+def test_a_subset_that_is_missing_is_a_missing_input(sharded: Workspace) -> None:
+    with pytest.raises(MissingInputError, match="imgprep subset --name nowhere"):
+        plan_job(sharded, SPEC, subset="nowhere")
+
+
+def test_a_manifest_whose_labels_do_not_fit_is_refused(sharded: Workspace) -> None:
+    path = sharded.subset("main") / "manifest.csv"
+    path.write_text(path.read_text().replace(",0,", ",9,", 1))
+    with pytest.raises(DamagedError, match=r"label 9"):
+        plan_job(sharded, SPEC, subset="main")
+
+
+def test_a_header_is_plain_ustar() -> None:
+    header = tar_header("key.jpg", 1234)
+
+    assert (len(header), header[257:265], header[136:148]) == (512, b"ustar\x0000", b"00000000000\0")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"images": "raw"}, "one of resize, original, got 'raw'"),
+        ({"size": 7}, "size must be from 8"),
+        ({"quality": 0}, "quality must be from 1 to 100, got 0"),
+        ({"quality": 101}, "got 101"),
+        ({"samples_per_shard": 0}, "samples_per_shard must be 1 or more, got 0"),
+        ({"seed": -1}, "seed must be"),
+        ({"max_rejects": -1}, "max_rejects must be 0 or more, got -1"),
+    ],
+)
+def test_illegal_specs_cannot_be_built(options: dict[str, object], said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        ShardSpec(**options)  # type: ignore[arg-type]  # the values are wrong on purpose
+
+
+def test_the_sample_table_is_a_plain_npy_file(sharded: Workspace) -> None:
+    table = np.load(sharded.shards("main") / "train.samples.npy", allow_pickle=False)
+
+    assert table.dtype.names == ("shard", "offset", "length", "label", "crc32")

@@ -1,0 +1,1 @@
+"""Training on shards: reads what `imgprep shard` wrote, writes runs."""

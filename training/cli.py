@@ -1,0 +1,310 @@
+"""The commands ``train``, ``evaluate`` and ``report``: options -> configuration -> function -> exit.
+
+Importing this module loads click only; torch and the rest are imported inside the commands.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import click
+
+from imgprep.index import DEFAULT_NAME, DEFAULT_WORKSPACE, WORKSPACE_VARIABLE, find_index
+
+if TYPE_CHECKING:
+    from training.config import TrainConfig
+    from training.runs import Run
+
+F = TypeVar("F", bound=Callable[..., Any])
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+
+def workspace_option(command: F) -> F:
+    """Add ``-w/--workspace``."""
+    return click.option(
+        "-w",
+        "--workspace",
+        type=click.Path(file_okay=False, path_type=Path),
+        envvar=WORKSPACE_VARIABLE,
+        default=DEFAULT_WORKSPACE,
+        show_default=True,
+        show_envvar=True,
+        help="Folder that holds shards and runs.",
+    )(command)
+
+
+def device_options(command: F) -> F:
+    """Add ``--device`` and ``--threads``."""
+    command = click.option(
+        "--threads", type=click.IntRange(min=1), help="Threads for arithmetic and decoding.  [default: all cores]"
+    )(command)
+    return click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        show_default=True,
+        help="Where to compute; auto takes a GPU when there is one.",
+    )(command)
+
+
+def index_option(command: F) -> F:
+    """Add ``--index``."""
+    return click.option(
+        "--index",
+        "index_path",
+        type=click.Path(path_type=Path),
+        help="The index.json of the shards, or its folder, wherever it lies.",
+    )(command)
+
+
+@click.command()
+@workspace_option
+@click.option(
+    "--shards",
+    default=DEFAULT_NAME,
+    show_default=True,
+    metavar="NAME",
+    help="Which shards of the workspace to learn from.",
+)
+@index_option
+@click.option(
+    "--recipe",
+    "recipe_name",
+    type=click.Choice(["tiny", "imagenet"]),
+    help="Configuration to start from.  [default: tiny for training splits under 20,000 samples, else imagenet]",
+)
+@click.option("--name", metavar="RUN", help="Name of the run.  [default: RECIPE-1, RECIPE-2, ...: the next free one]")
+@click.option("--resume", is_flag=True, help="Go on with the named run, or with the newest unfinished one.")
+@click.option("--overwrite", is_flag=True, help="Replace the named run if there is one.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training split.  [default: the recipe's]")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Largest batch.  [default: the recipe's]")
+@click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate.  [default: the recipe's]")
+@click.option("--seed", type=click.IntRange(min=0), help="Decides weights, order and every draw.  [default: 0]")
+@device_options
+@click.option("--log-every", type=click.IntRange(min=1), help="Steps between two lines of metrics.  [default: 50]")
+@click.option("--dry-run", is_flag=True, help="Print the configuration and the plan as JSON; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def train(
+    *,
+    workspace: Path,
+    shards: str,
+    index_path: Path | None,
+    recipe_name: str | None,
+    name: str | None,
+    resume: bool,
+    overwrite: bool,
+    epochs: int | None,
+    batch_size: int | None,
+    lr: float | None,
+    seed: int | None,
+    device: DeviceName,
+    threads: int | None,
+    log_every: int | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Train a network on shards and keep everything about it in a run.
+
+    A run is a folder, WORKSPACE/runs/NAME, with its configuration, metrics.jsonl, checkpoints and learning curves.
+    Ctrl-C saves a checkpoint and says how to go on.
+
+    \b
+    Examples:
+      imgprep train
+      imgprep train --name first --epochs 20 --seed 1
+      imgprep train --resume --name first
+      imgprep train --dry-run
+    """  # noqa: D301 - click needs the control character itself
+    from imgprep.errors import UsageError
+    from imgprep.index import read_index
+    from training import recipes, runs
+    from training.config import differences
+    from training.console import Console
+
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite contradict each other", "give one of them")
+    console = Console()
+    run: Run | None = None
+    if resume:
+        run = runs.find_run(workspace, name) if name else runs.newest_run(workspace, unfinished=True)
+        record = runs.read_record(run)
+        config, named = record.config, True
+        index_file = index_path or Path(record.index_path)
+        if recipe_name not in (None, config.recipe):
+            raise UsageError(f"run {run.name} has recipe {config.recipe}, not {recipe_name}", "leave out --recipe")
+    else:
+        index_file = index_path or find_index(workspace, shards)
+    if index_file.is_dir():
+        index_file /= "index.json"
+    index = read_index(index_file)
+    if run is None:
+        base = recipes.tiny().data.train_split
+        num_train = index.splits[base].num_samples if base in index.splits else 0
+        config, named = recipes.recipe(recipe_name or recipes.default_recipe(num_train)), recipe_name is not None
+        run = runs.find_run(workspace, name or runs.free_name(workspace, config.recipe))
+    started = config
+    config = with_options(config, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, log_every=log_every)
+    if resume and (found := differences(started, config)):
+        raise UsageError(
+            f"run {run.name} was started with other options ({'; '.join(found)})", "go on without them, or use --name"
+        )
+    num_train = index.splits[config.data.train_split].num_samples if config.data.train_split in index.splits else 0
+    if not resume:
+        console.say(recipes.describe(config, num_train, chosen=named))
+    if dry_run:
+        click.echo(json.dumps(plan(config, run, index_file, num_train, device=device), indent=1))
+        return
+
+    from training.extras import require_matplotlib, require_torch
+
+    require_torch()
+    require_matplotlib()
+    from training.train import train as train_run
+
+    result = train_run(
+        config,
+        run,
+        index_path=index_file,
+        console=console,
+        device=device,
+        threads=threads,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    click.echo(json.dumps(result) if as_json else f"run {run.name}: {accuracy_line(result)}")
+
+
+def with_options(
+    config: TrainConfig,
+    *,
+    epochs: int | None,
+    batch_size: int | None,
+    lr: float | None,
+    seed: int | None,
+    log_every: int | None,
+) -> TrainConfig:
+    """Replace those settings of a configuration that were given."""
+    given = {"epochs": epochs, "seed": seed, "log_every": log_every}
+    return replace(
+        config,
+        **{key: value for key, value in given.items() if value is not None},  # type: ignore[arg-type]
+        data=config.data if batch_size is None else replace(config.data, batch_size=batch_size),
+        optim=config.optim if lr is None else replace(config.optim, lr=lr),
+    )
+
+
+def plan(config: TrainConfig, run: Run, index_path: Path, num_train: int, *, device: str) -> dict[str, Any]:
+    """What a run will do, as JSON values."""
+    steps = -(-num_train // config.data.batch_size)
+    return {
+        "run": run.name,
+        "folder": str(run.folder),
+        "index": str(index_path),
+        "device": device,
+        "train_samples": num_train,
+        "steps_per_epoch": steps,
+        "steps": steps * config.epochs,
+        "config": json.loads(config.to_json()),
+    }
+
+
+def accuracy_line(document: dict[str, Any]) -> str:
+    """Top-1 and top-5 with their intervals, in one line."""
+    parts = []
+    for key in ("top1", "top5"):
+        value = document[key]
+        parts.append(
+            f"top-{value['k']} {100 * value['share']:.1f} % ({value['correct']} of {value['total']},"
+            f" 95 % interval {100 * value['low']:.1f} to {100 * value['high']:.1f} %)"
+        )
+    if document["top5"]["k"] < 5:
+        parts.append(f"top-{document['top5']['k']} because there are no more classes")
+    return "; ".join(parts)
+
+
+@click.command()
+@click.argument("name", metavar="[RUN]", required=False)
+@workspace_option
+@index_option
+@click.option("--split", help="Split to measure on.  [default: the run's validation split]")
+@click.option(
+    "--checkpoint",
+    type=click.Choice(["last", "best"]),
+    default="last",
+    show_default=True,
+    help="Which weights; best was chosen on the validation split, so its figures there flatter it.",
+)
+@device_options
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def evaluate(
+    *,
+    name: str | None,
+    workspace: Path,
+    index_path: Path | None,
+    split: str | None,
+    checkpoint: str,
+    device: DeviceName,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure a run's accuracy: top-1, top-5, per class, confusions.
+
+    RUN is the newest run when not given. Writes eval.json and pictures beside the run.
+
+    \b
+    Examples:
+      imgprep evaluate
+      imgprep evaluate tiny-1 --checkpoint best
+      imgprep evaluate tiny-1 --json
+    """  # noqa: D301 - click needs the control character itself
+    from training import runs
+    from training.console import Console
+    from training.extras import require_matplotlib, require_torch
+
+    run = runs.find_run(workspace, name) if name else runs.newest_run(workspace)
+    runs.read_record(run)
+    require_torch()
+    require_matplotlib()
+    from training.evaluate import evaluate as evaluate_run
+
+    console = Console()
+    document, measured_now = evaluate_run(
+        run,
+        console=console,
+        split=split,
+        checkpoint=checkpoint,
+        device=device,
+        threads=threads,
+        index_path=index_path,
+    )
+    if not measured_now:
+        console.say(f"run {run.name}: this checkpoint was measured before; nothing to do")
+    if as_json:
+        click.echo(json.dumps(document))
+    else:
+        click.echo(f"run {run.name}, {document['checkpoint']} on {document['split']}: {accuracy_line(document)}")
+
+
+@click.command()
+@click.argument("name", metavar="[RUN]", required=False)
+@workspace_option
+@index_option
+def report(*, name: str | None, workspace: Path, index_path: Path | None) -> None:
+    """Write report.md beside a run: what was trained on what, the numbers, the pictures.
+
+    RUN is the newest run when not given. Prints the path of the report.
+
+    \b
+    Examples:
+      imgprep report
+      imgprep report tiny-1
+    """  # noqa: D301 - click needs the control character itself
+    from training import runs
+    from training.report import report as report_run
+
+    run = runs.find_run(workspace, name) if name else runs.newest_run(workspace)
+    click.echo(report_run(run, index_path=index_path))

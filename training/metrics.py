@@ -1,0 +1,124 @@
+"""Numbers of a run: ``metrics.jsonl``, top-k counts and confidence intervals. Importing it does not load torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imgprep.errors import DamagedError, SpecError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class MetricsLog:
+    """Appends lines to ``metrics.jsonl``; every line is whole on disk before :meth:`append` returns.
+
+    Args:
+        path: The file; made when it is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("a", encoding="utf-8")
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one line. Numbers that JSON lacks (NaN, infinity) become null."""
+        self._stream.write(json.dumps({key: _plain(value) for key, value in record.items()}) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+def _plain(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read ``metrics.jsonl``; a last line that a kill cut short is left out.
+
+    Args:
+        path: The file; a missing one has no lines.
+
+    Raises:
+        DamagedError: Another line is not a JSON object.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if number == len(lines) and not line.endswith("\n"):
+            break
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise DamagedError(f"line {number} of {path} is not a JSON object", "remove the line, or train anew")
+        records.append(record)
+    return records
+
+
+def keep_until(path: Path, global_step: int) -> None:
+    """Drop the lines of steps after ``global_step``: a resumed run writes them again.
+
+    Args:
+        path: ``metrics.jsonl``; replaced atomically.
+        global_step: Steps the checkpoint has done. Lines say after how many steps they were written.
+    """
+    kept = [record for record in read_metrics(path) if record["global_step"] <= global_step]
+    partial = path.with_name(path.name + ".tmp")
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(record) + "\n" for record in kept)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+
+
+def count_top_k(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """How many samples have their label among the ``k`` highest logits.
+
+    Of equal logits the lower class comes first. A label whose logit is not a number is never right.
+
+    Args:
+        logits: Shape ``(n, classes)``.
+        labels: Shape ``(n,)``, int64.
+        k: At least 1.
+
+    Returns:
+        A scalar int64 tensor on the same device: nothing is waited for.
+    """
+    own = logits.gather(1, labels[:, None])
+    classes = labels.new_tensor(range(logits.shape[1]))[None, :]
+    behind = (logits < own) | ((logits == own) & (classes >= labels[:, None]))
+    return ((~behind).sum(dim=1) < k).sum()
+
+
+def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson's score interval of a share, 95 % unless told otherwise.
+
+    Args:
+        correct: Successes.
+        total: Trials; with none the interval is everything.
+        z: Quantile of the normal distribution.
+
+    Returns:
+        Lower and upper bound, 0 to 1.
+
+    Raises:
+        SpecError: More successes than trials, or negative ones.
+    """
+    if not 0 <= correct <= total:
+        raise SpecError(f"correct must be 0 to {total}, got {correct}")
+    if total == 0:
+        return 0.0, 1.0
+    share = correct / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return max(0.0, centre - half), min(1.0, centre + half)

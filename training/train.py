@@ -1,0 +1,125 @@
+"""``imgprep train``: open the shards, claim a run, and train."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from imgprep.errors import UsageError
+from imgprep.index import ShardIndex, read_index
+from training.devices import DeviceName, choose_device, describe_device, usable_cores
+from training.loader import PixelSource, choose_mode, open_source
+from training.reader import ShardReader
+from training.runs import Run, RunRecord, claim, locked, package_versions
+from training.signals import StopRequest
+from training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from training.config import TrainConfig
+    from training.console import Console
+
+
+def train(
+    config: TrainConfig,
+    run: Run,
+    *,
+    index_path: Path,
+    console: Console,
+    device: DeviceName = "auto",
+    threads: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Train a model on shards and keep everything about it in a run.
+
+    Args:
+        config: What to do.
+        run: Where to keep it.
+        index_path: The ``index.json`` of the shards.
+        console: Where progress goes.
+        device: Where to compute.
+        threads: For arithmetic and decoding; all usable cores when not given. Another number may change the last bits.
+        resume: Go on with a run that was stopped.
+        overwrite: Remove what an earlier run of that name wrote.
+
+    Returns:
+        The content of ``finished.json``.
+
+    Raises:
+        UsageError: More than one process, no such device, or no samples to learn from.
+        OutputExistsError: The run exists and neither ``resume`` nor ``overwrite`` fits.
+        MissingInputError: There is nothing to resume, or the shards are missing.
+        DamagedError: A shard, a sample or the checkpoint is damaged.
+        LockedError: Another process trains this run.
+        ImgprepError: The loss stopped being a finite number.
+        KeyboardInterrupt: A signal came; a checkpoint was saved and the console says how to go on.
+    """
+    require_one_process()
+    where = choose_device(device)
+    torch.set_num_threads(threads or usable_cores())
+    index = read_index(index_path)
+    with ExitStack() as stack:
+        stack.enter_context(locked(run))
+        record = RunRecord(
+            config=config,
+            dataset_digest=index.dataset_digest,
+            index_path=str(index_path.resolve()),
+            num_classes=len(index.classes),
+            device=describe_device(where),
+            versions=package_versions(),
+        )
+        if finished := claim(run, record, resume=resume, overwrite=overwrite):
+            console.say(f"run {run.name} is complete; nothing to do")
+            return finished
+        sources = {}
+        for split in (config.data.train_split, config.data.val_split):
+            sources[split] = _open_split(split, config, index, index_path, device=where, console=console, stack=stack)
+        stop = stack.enter_context(StopRequest())
+        trainer = Trainer(
+            config,
+            run,
+            index,
+            train_source=sources[config.data.train_split],
+            val_source=sources[config.data.val_split],
+            device=where,
+            console=console,
+            stop=stop,
+        )
+        return trainer.fit()
+
+
+def require_one_process() -> None:
+    """Refuse to start under a launcher of several processes.
+
+    Raises:
+        UsageError: ``WORLD_SIZE`` is above 1.
+    """
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world not in ("", "1"):
+        raise UsageError(f"WORLD_SIZE is {world}: training runs in a single process", "start it without torchrun")
+
+
+def _open_split(
+    split: str,
+    config: TrainConfig,
+    index: ShardIndex,
+    index_path: Path,
+    *,
+    device: torch.device,
+    console: Console,
+    stack: ExitStack,
+) -> PixelSource:
+    reader = stack.enter_context(ShardReader(index_path, index, split))
+    if not len(reader):
+        raise UsageError(f"split {split} has no samples", "make shards with samples in it")
+    size = config.data.image_size
+    mode, reason = choose_mode(config.data.input_mode, num_bytes=len(reader) * size * size * 3, device=device)
+    console.say(f"{split}: {len(reader):,} samples; {reason}")
+    with console.task(f"decode {split}", len(reader), "images") as advance:
+        source = open_source(reader, size, mode=mode, device=device, threads=torch.get_num_threads(), progress=advance)
+    stack.callback(source.close)
+    return source
