@@ -15,7 +15,7 @@ from imgprep.errors import (
     UnknownClassError,
 )
 from imgprep.layouts import AnnotationMember, Listing, find_layout
-from imgprep.receipts import Action, Receipt
+from imgprep.receipts import Action, Receipt, read_receipt
 from imgprep.records import Annotation, BoundingBox, Catalog, Rejected
 from imgprep.sources import Source
 from imgprep.sources.adopted import open_adopted, read_source_record
@@ -143,7 +143,10 @@ def annotations(
     spec = spec or AnnotationsSpec()
     action, receipt = plan_annotations(workspace)
     # A run that was allowed more rejects does not answer a stricter request.
-    if action == "skip" and receipt.counts(workspace.catalog).get("rejected", 0) <= spec.max_rejects:
+    if (
+        action == "skip"
+        and read_receipt(workspace.catalog, "annotations")["counts"].get("rejected", 0) <= spec.max_rejects
+    ):
         return AnnotationsResult(action=action, stats=Stats())
     action = "run"
     source, _ = open_adopted(workspace)

@@ -56,9 +56,14 @@ def plan_fetch(workspace: Workspace, path: Path, *, overwrite: bool = False) -> 
     )
 
 
+def adopt(workspace: Workspace, plan: FetchResult) -> None:
+    """Do what :func:`plan_fetch` decided: record the source, unless it was recorded before."""
+    if plan.action == "run":
+        write_source_record(workspace, plan.record)
+
+
 def fetch(workspace: Workspace, path: Path, *, overwrite: bool = False) -> FetchResult:
     """Adopt a dataset where it lies. Arguments and errors are those of :func:`plan_fetch`."""
-    result = plan_fetch(workspace, path, overwrite=overwrite)
-    if result.action == "run":
-        write_source_record(workspace, result.record)
-    return result
+    plan = plan_fetch(workspace, path, overwrite=overwrite)
+    adopt(workspace, plan)
+    return plan

@@ -92,7 +92,7 @@ _quiet_lock = threading.Lock()
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Pillow's warnings on odd headers. The filters are shared by all threads, so one at a time may change them."""
+    """Silence Pillow's warnings on odd headers. All threads share the filters, so one at a time may change them."""
     with _quiet_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from imgprep.errors import DamagedError, OutputExistsError
+from imgprep.errors import DamagedError, MissingInputError, OutputExistsError
 from imgprep.files import read_json, sha256_file, write_json
 
 RECEIPT_VERSION: Final = 1
@@ -82,10 +82,6 @@ class Receipt:
             )
         return "run"
 
-    def counts(self, folder: Path) -> dict[str, Any]:
-        """The counts in the receipt found in ``folder``; empty where they are missing."""
-        return dict(read_json(self.path(folder)).get("counts", {}))
-
     def write(self, folder: Path, outputs: list[str], counts: Mapping[str, Any]) -> None:
         """Write the receipt, as the last file of a stage: with it the output counts as done.
 
@@ -107,6 +103,21 @@ class Receipt:
             "counts": dict(counts),
         }
         write_json(self.path(folder), document)
+
+
+def read_receipt(folder: Path, stage: str) -> dict[str, Any]:
+    """What the receipt of a stage says: ``inputs``, ``options``, ``outputs`` and ``counts``, each a dictionary.
+
+    Raises:
+        MissingInputError: There is none: the stage has not run here.
+        DamagedError: It is no JSON object.
+    """
+    path = Receipt(stage=stage, inputs={}, options={}).path(folder)
+    try:
+        document = read_json(path)
+    except FileNotFoundError:
+        raise MissingInputError(f"{path} does not exist", f"run `imgprep {stage}` first") from None
+    return {part: dict(document.get(part, {})) for part in ("inputs", "options", "outputs", "counts")}
 
 
 def _shown(value: Any) -> str:

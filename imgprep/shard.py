@@ -25,7 +25,7 @@ from imgprep.executors import Executor, SerialExecutor, Tick
 from imgprep.files import sha256_file, staged_folder, write_bytes
 from imgprep.images import prepare_image
 from imgprep.index import INDEX_FILENAME, SAMPLE_FIELDS, ClassInfo, ShardIndex, ShardInfo, SplitInfo
-from imgprep.receipts import Action, Receipt
+from imgprep.receipts import Action, Receipt, read_receipt
 from imgprep.records import Catalog, Record, Rejected
 from imgprep.sources import Source
 from imgprep.sources.adopted import SourceRecord, open_adopted, read_source_record
@@ -259,7 +259,7 @@ def plan_job(
     Raises:
         MissingInputError: There is no such subset or no source.
         OutputExistsError: There are other shards of that name, and they may not be replaced.
-        DamagedError: A table of the subset is damaged.
+        DamagedError: A table of the subset is damaged, or the subset was chosen from another source.
     """
     record = read_source_record(workspace)
     folder = workspace.subset(subset)
@@ -268,6 +268,12 @@ def plan_job(
     catalog = read_catalog(folder / "classes.csv", made_by=made_by)
     records = list(manifest_records(manifest))
     _check_records(records, catalog, folder)
+    chosen = read_receipt(folder, "subset")
+    if chosen["inputs"].get("source") != record.listing_sha256:
+        raise ContradictionError(
+            f"the subset {folder} was chosen from another source than {record.path}",
+            f"choose again from this one: `{made_by} --overwrite` with its options",
+        )
     inputs = {
         "source": record.listing_sha256,
         "subset": sha256_file(folder / "manifest.csv"),
@@ -276,7 +282,6 @@ def plan_job(
     options = {**spec.to_options(), "shard_version": SHARD_VERSION}
     receipt = Receipt(stage="shard", inputs=inputs, options=options)
     target = workspace.shards(name or subset)
-    counts = Receipt(stage="subset", inputs={}, options={}).counts(folder)
     return ShardJob(
         action=receipt.decide(target, overwrite=overwrite),
         folder=target,
@@ -284,7 +289,7 @@ def plan_job(
         catalog=catalog,
         receipt=receipt,
         source=record,
-        subset={"spec": counts.get("spec", ""), "digest": counts.get("digest", "")},
+        subset={name: chosen["counts"].get(name, "") for name in ("spec", "digest")},
     )
 
 
@@ -353,13 +358,19 @@ def shard(
             job.receipt.write(staging, names, stats.to_dict())
     finally:
         progress.finish()
+    _rejected_beside(job.folder).unlink(missing_ok=True)
     return ShardResult(action="run", folder=job.folder, stats=stats, index=index, rejected=rejected)
+
+
+def _rejected_beside(folder: Path) -> Path:
+    """Where the rejects of a job that failed are listed."""
+    return folder.with_name(f"{folder.name}.rejected.csv")
 
 
 def _check_rejects(rejected: Sequence[Rejected], spec: ShardSpec, folder: Path) -> None:
     if len(rejected) <= spec.max_rejects:
         return
-    listing = folder.with_name(f"{folder.name}.rejected.csv")
+    listing = _rejected_beside(folder)
     write_rejected(listing, rejected)
     raise TooManyRejectsError(
         f"more than {spec.max_rejects} pictures cannot be used, first {rejected[0].path}: {rejected[0].reason}",
@@ -377,6 +388,11 @@ def _count_out(stats: Stats, index: ShardIndex, rejected: Sequence[Rejected]) ->
     stats.count("rejected", len(rejected))
     if stats["in"] != stats["out"] + stats["rejected"]:
         raise ContradictionError(f"{stats['in']} images went in, {stats['out']} are packed, {len(rejected)} rejected")
+    for name, split in index.splits.items():
+        if not split.num_samples:
+            raise ImageError(
+                f"not one picture of the split {name} can be used, first {rejected[0].path}: {rejected[0].reason}"
+            )
 
 
 def _build_index(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from imgprep.errors import SpecError, UsageError
 from imgprep.files import sha256_file, staged_folder
-from imgprep.receipts import Action, Receipt
+from imgprep.receipts import Action, Receipt, read_receipt
 from imgprep.records import SPLITS, Catalog, Synset
 from imgprep.tables import VAL_COLUMNS, catalog_table, read_catalog, read_manifest, read_table, write_table
 from imgprep.workspace import Workspace
@@ -207,7 +207,7 @@ def load_manifest(workspace: Workspace, parent: str | None) -> tuple[pd.DataFram
     """Read what a subset is chosen from: the whole catalog with its validation labels, or another subset.
 
     Returns:
-        The manifest, its classes, and digests of the files read, by name.
+        The manifest, its classes, and digests of the files read and of the source behind them, by name.
 
     Raises:
         MissingInputError: The stage that writes it has not run.
@@ -218,7 +218,8 @@ def load_manifest(workspace: Workspace, parent: str | None) -> tuple[pd.DataFram
         made_by = f"imgprep subset --name {parent}"
         manifest = read_manifest(folder / "manifest.csv", made_by=made_by)
         catalog = read_catalog(folder / "classes.csv", made_by=made_by)
-        return manifest, catalog, {"manifest": sha256_file(folder / "manifest.csv")}
+        source = read_receipt(folder, "subset")["inputs"]["source"]
+        return manifest, catalog, {"source": source, "manifest": sha256_file(folder / "manifest.csv")}
     folder = workspace.catalog
     manifest = read_manifest(folder / "manifest.csv", made_by="imgprep catalog")
     catalog = read_catalog(folder / "classes.csv")
@@ -227,7 +228,7 @@ def load_manifest(workspace: Workspace, parent: str | None) -> tuple[pd.DataFram
     known = (manifest["split"] == "val") & wnids.notna()
     manifest.loc[known, "wnid"] = wnids[known]
     inputs = {name: sha256_file(folder / f"{name}.csv") for name in ("manifest", "classes", "val")}
-    return manifest, catalog, inputs
+    return manifest, catalog, inputs | {"source": read_receipt(folder, "catalog")["inputs"]["source"]}
 
 
 def plan_subset(workspace: Workspace, spec: SubsetSpec, *, parent: str | None = None) -> Selection:
@@ -260,7 +261,7 @@ def subset(
     receipt = Receipt(stage="subset", inputs=inputs, options=options)
     action = receipt.decide(folder, overwrite=overwrite)
     if action == "skip":
-        digest = str(receipt.counts(folder).get("digest", ""))
+        digest = str(read_receipt(folder, "subset")["counts"].get("digest", ""))
         return SubsetResult(action=action, folder=folder, digest=digest, selection=None)
     selection = select(manifest, catalog, spec)
     with staged_folder(folder) as staging:

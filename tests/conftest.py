@@ -1,4 +1,4 @@
-"""Fixtures: toy archives drawn once a session, workspaces at each station of the street, and the real data if present."""
+"""Fixtures: toy archives drawn once a session, workspaces at each station of the street, real data if present."""
 
 from __future__ import annotations
 
@@ -41,6 +41,12 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ToyListing]:
     """A small toy archive (zip) and what is in it."""
     path = tmp_path_factory.mktemp("toy") / "toy.zip"
     return path, write_toy_imagenet(path, SMALL)
+
+
+@pytest.fixture(scope="session")
+def toy_spec() -> ToySpec:
+    """What :func:`toy` was drawn from."""
+    return SMALL
 
 
 @pytest.fixture(scope="session")

@@ -12,12 +12,12 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import click
-from training.cli import evaluate, report, train
 
 from imgprep import __version__
 from imgprep.cli.demo import demo
 from imgprep.cli.prepare import catalog, fetch, read_annotations, shard, subset
 from imgprep.errors import INTERRUPTED, ImgprepError, as_imgprep_error
+from training.cli import evaluate, report, train
 
 
 class _Group(click.Group):
@@ -44,8 +44,8 @@ class _Group(click.Group):
         except click.ClickException as error:
             error.show()
             sys.exit(error.exit_code)
-        except (click.Abort, KeyboardInterrupt) as error:
-            _leave(str(error) or "interrupted; the same command goes on where it makes sense", INTERRUPTED)
+        except (click.Abort, KeyboardInterrupt):
+            _leave("interrupted", INTERRUPTED)
         except ImgprepError as error:
             _leave(str(error), error.exit_code)
         except BrokenPipeError:

@@ -51,18 +51,16 @@ def fetch(path: Path, root: Path, overwrite: bool, dry_run: bool, as_json: bool)
     """
     from dataclasses import asdict
 
-    from imgprep.fetch import fetch, plan_fetch
+    from imgprep.fetch import adopt, plan_fetch
     from imgprep.workspace import Workspace
 
     workspace = Workspace(root)
-    if dry_run:
-        result = plan_fetch(workspace, path, overwrite=overwrite)
-    else:
-        # Looked at before the workspace is made: a wrong path leaves nothing behind.
-        plan_fetch(workspace, path, overwrite=overwrite)
+    # Looked at before the workspace is made: a wrong path leaves nothing behind.
+    result = plan_fetch(workspace, path, overwrite=overwrite)
+    if not dry_run:
         root.mkdir(parents=True, exist_ok=True)
         with workspace.locked("imgprep fetch"):
-            result = fetch(workspace, path, overwrite=overwrite)
+            adopt(workspace, result)
     record = result.record
     verb = {"run": "would adopt" if dry_run else "adopted", "skip": "up to date: adopted before,"}[result.action]
     lines = [

@@ -19,12 +19,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from imgprep.errors import DamagedError, MissingInputError, OutputExistsError, SpecError, TooManyRejectsError
+from imgprep.annotations import annotations
+from imgprep.catalog import catalog
+from imgprep.errors import (
+    ContradictionError,
+    DamagedError,
+    ImageError,
+    MissingInputError,
+    OutputExistsError,
+    SpecError,
+    TooManyRejectsError,
+)
 from imgprep.executors import ThreadExecutor
 from imgprep.fetch import fetch
 from imgprep.index import open_samples, read_index
 from imgprep.records import Record
 from imgprep.shard import ShardSpec, plan_job, plan_shards, shard, tar_header
+from imgprep.sources.adopted import read_source_record
+from imgprep.subset import SubsetSpec, subset
 from imgprep.tables import manifest_records, read_manifest
 from imgprep.testing.toy import ToyListing
 from imgprep.workspace import Workspace
@@ -222,7 +234,7 @@ def test_every_undecodable_picture_is_listed_with_its_reason(sharded: Workspace,
 
 
 def damaged(sharded: Workspace, toy_zip: Path, tmp_path: Path, how_many: int) -> Workspace:
-    """The same workspace over an archive in which some chosen pictures are cut off."""
+    """Another workspace, over an archive in which some of the chosen pictures are cut off."""
     chosen = [
         r.path
         for r in manifest_records(read_manifest(sharded.subset("main") / "manifest.csv", made_by=""))
@@ -232,8 +244,12 @@ def damaged(sharded: Workspace, toy_zip: Path, tmp_path: Path, how_many: int) ->
         for name in old.namelist():
             content = old.read(name)
             new.writestr(name, content[: len(content) // 2] if name in chosen else content)
-    fetch(sharded, tmp_path / "damaged.zip", overwrite=True)
-    return sharded
+    workspace = Workspace(tmp_path / "damaged")
+    fetch(workspace, tmp_path / "damaged.zip")
+    catalog(workspace)
+    annotations(workspace)
+    subset(workspace, SubsetSpec(classes=4, per_class=8), name="main")
+    return workspace
 
 
 def test_more_rejects_than_allowed_publish_nothing(sharded: Workspace, toy_zip: Path, tmp_path: Path) -> None:
@@ -244,17 +260,35 @@ def test_more_rejects_than_allowed_publish_nothing(sharded: Workspace, toy_zip: 
         shard(workspace, job, spec, executor=ThreadExecutor(2))
 
     left = sorted(path.name for path in (workspace.root / "shards").iterdir())
-    assert left == ["bad.rejected.csv", "main"]
+    assert left == ["bad.rejected.csv"]
     assert len((workspace.root / "shards" / "bad.rejected.csv").read_text().splitlines()) > 4
 
 
 def test_rejects_within_the_limit_leave_the_rest_whole(sharded: Workspace, toy_zip: Path, tmp_path: Path) -> None:
     workspace = damaged(sharded, toy_zip, tmp_path, 6)
     job = plan_job(workspace, SPEC, subset="main", name="bad")
+    (workspace.root / "shards").mkdir()
+    (workspace.root / "shards" / "bad.rejected.csv").write_text("of an earlier run that failed")
     result = shard(workspace, job, SPEC)
 
+    assert [path.name for path in (workspace.root / "shards").iterdir()] == ["bad"]
     assert result.stats["rejected"] >= 6
     assert result.stats["in"] == result.stats["out"] + result.stats["rejected"]
+
+
+def test_a_split_without_one_usable_picture_is_an_error(sharded: Workspace, toy_zip: Path, tmp_path: Path) -> None:
+    workspace = damaged(sharded, toy_zip, tmp_path, 1000)
+    with pytest.raises(ImageError, match="not one picture of the split train can be used"):
+        shard(workspace, plan_job(workspace, SPEC, subset="main"), SPEC)
+    assert list((workspace.root / "shards").iterdir()) == []
+
+
+def test_a_subset_of_another_source_is_refused(sharded: Workspace, toy_zip: Path, tmp_path: Path) -> None:
+    """Members would be looked for in the wrong archive, and be missing or, worse, be others."""
+    other = damaged(sharded, toy_zip, tmp_path, 1)
+    fetch(sharded, Path(read_source_record(other).path), overwrite=True)
+    with pytest.raises(ContradictionError, match="chosen from another source"):
+        plan_job(sharded, SPEC, subset="main", name="new")
 
 
 def test_an_interruption_leaves_nothing_that_looks_done(sharded: Workspace) -> None:

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from imgprep.annotations import annotations
 from imgprep.catalog import catalog
 from imgprep.errors import MissingInputError, OutputExistsError, SpecError, UnknownClassError, UsageError
+from imgprep.fetch import fetch
 from imgprep.records import Catalog, Record, Synset
 from imgprep.subset import Selection, SubsetSpec, plan_subset, select, subset
 from imgprep.tables import manifest_records, manifest_table, read_catalog, read_manifest
+from imgprep.testing.toy import ToySpec, write_toy_imagenet
 from imgprep.workspace import Workspace
 
 CLASSES = Catalog(Synset(f"n{number:08d}", number, f"class {number}") for number in range(6))
@@ -190,12 +192,8 @@ def test_subsets_compose(cataloged: Workspace) -> None:
         subset(cataloged, SubsetSpec(), name="new", parent="nowhere")
 
 
-def test_the_choice_does_not_depend_on_the_container(cataloged: Workspace, tmp_path: Path) -> None:
-    from conftest import SMALL
-    from imgprep.fetch import fetch
-    from imgprep.testing.toy import write_toy_imagenet
-
-    write_toy_imagenet(tmp_path / "toy", SMALL)
+def test_the_choice_does_not_depend_on_the_container(cataloged: Workspace, toy_spec: ToySpec, tmp_path: Path) -> None:
+    write_toy_imagenet(tmp_path / "toy", toy_spec)
     other = Workspace(tmp_path / "other")
     fetch(other, tmp_path / "toy")
     catalog(other)
