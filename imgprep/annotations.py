@@ -168,8 +168,7 @@ def annotations(
     if len(counted) > spec.max_rejects:
         first = counted[0]
         raise TooManyRejectsError(
-            f"{len(counted)} annotations cannot be used (allowed: {spec.max_rejects}),"
-            f" first {first.path}: {first.reason}",
+            f"unusable annotations: {len(counted)}, allowed: {spec.max_rejects}; first {first.path}: {first.reason}",
             f"all are listed in {folder / REJECTED}; go on without them with --max-rejects {len(counted)}",
         )
     stats.count("rejected", len(counted))

@@ -91,6 +91,7 @@ class ShardSpec:
     def to_options(self) -> dict[str, Any]:
         """What decides the bytes, as JSON values."""
         options = asdict(self)
+        del options["max_rejects"]
         if self.images == "original":
             del options["size"]
         return options
@@ -282,8 +283,12 @@ def plan_job(
     options = {**spec.to_options(), "shard_version": SHARD_VERSION}
     receipt = Receipt(stage="shard", inputs=inputs, options=options)
     target = workspace.shards(name or subset)
+    action = receipt.decide(target, overwrite=overwrite)
+    # Shards that were allowed more rejects do not answer a stricter request.
+    if action == "skip" and read_receipt(target, "shard")["counts"].get("rejected", 0) > spec.max_rejects:
+        action = "run"
     return ShardJob(
-        action=receipt.decide(target, overwrite=overwrite),
+        action=action,
         folder=target,
         plans=plan_shards(records, spec),
         catalog=catalog,
@@ -373,7 +378,7 @@ def _check_rejects(rejected: Sequence[Rejected], spec: ShardSpec, folder: Path) 
     listing = _rejected_beside(folder)
     write_rejected(listing, rejected)
     raise TooManyRejectsError(
-        f"more than {spec.max_rejects} pictures cannot be used, first {rejected[0].path}: {rejected[0].reason}",
+        f"unusable pictures: {len(rejected)} so far, allowed: {spec.max_rejects}; first {rejected[0].path}: {rejected[0].reason}",
         f"those found so far are listed in {listing}; allow more with --max-rejects",
     )
 

@@ -145,7 +145,7 @@ def select(manifest: pd.DataFrame, catalog: Catalog, spec: SubsetSpec) -> Select
         if short and not spec.allow_short:
             listed = ", ".join(f"{synset.label} has {n}" for synset, n in short)
             raise UsageError(
-                f"{len(short)} of the named classes have fewer than {wanted} training images: {listed}",
+                f"named classes with fewer than {wanted} training images: {listed}",
                 "ask for fewer with --per-class, or take what there is with --allow-short",
             )
     else:

@@ -77,7 +77,7 @@ def _terminated(number: int, frame: FrameType | None) -> NoReturn:
 )
 @click.version_option(__version__, "-V", "--version", prog_name="imgprep")
 def main() -> None:
-    r"""Prepare ImageNet and train on it, in four commands that also work one at a time.
+    """Prepare ImageNet and train on it, in four commands that also work one at a time.
 
     \b
     Examples:

@@ -21,7 +21,7 @@ import click
 )
 @click.pass_context
 def demo(ctx: click.Context, root: Path) -> None:
-    r"""Walk the whole street offline: draw a small ImageNet-shaped archive, then fetch, subset, shard, train, evaluate.
+    """Walk the whole street offline: draw a small ImageNet-shaped archive, then fetch, subset, shard, train, evaluate.
 
     Takes about a minute on two processors and needs no network and no account. Run it twice: nothing is done again.
 

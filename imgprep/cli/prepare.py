@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @dry_run_option
 @json_option
 def fetch(path: Path, root: Path, overwrite: bool, dry_run: bool, as_json: bool) -> None:
-    r"""Adopt a dataset where it lies: nothing is copied or unpacked.
+    """Adopt a dataset where it lies: nothing is copied or unpacked.
 
     Records the place, size and listing of the source in raw/source.json of the workspace, which is made if need be. The
     stages after it read pictures and annotations straight from the source.
@@ -75,7 +75,7 @@ def fetch(path: Path, root: Path, overwrite: bool, dry_run: bool, as_json: bool)
 @workspace_option
 @json_option
 def catalog(root: Path, as_json: bool) -> None:
-    r"""List the classes and pictures of the source in classes.csv and manifest.csv.
+    """List the classes and pictures of the source in classes.csv and manifest.csv.
 
     `imgprep subset` runs this by itself when it is missing or out of date.
 
@@ -115,7 +115,7 @@ def _catalog_lines(workspace: Workspace, action: str, stats: Stats) -> list[str]
 @workspace_option
 @json_option
 def read_annotations(max_rejects: int, root: Path, as_json: bool) -> None:
-    r"""Read the XML annotations: labels of the validation split to val.csv, bounding boxes to boxes.csv.
+    """Read the XML annotations: labels of the validation split to val.csv, bounding boxes to boxes.csv.
 
     Labels are checked against LOC_val_solution.csv where the source has it. `imgprep subset` runs this by itself when
     it is missing or out of date.
@@ -175,7 +175,7 @@ def _annotations_lines(workspace: Workspace, action: str, stats: Stats) -> list[
 def subset(
     root: Path, name: str, parent: str | None, dry_run: bool, as_json: bool, overwrite: bool, **options: Any
 ) -> None:
-    r"""Choose classes and images; the same request gives the same rows on any machine.
+    """Choose classes and images; the same request gives the same rows on any machine.
 
     Runs catalog and annotations first where they are missing or out of date. With a number of classes, only those with
     enough images are eligible. Choices nest: 10 x 100 is inside 10 x 200.
@@ -297,7 +297,7 @@ def shard(
     as_json: bool,
     **options: Any,
 ) -> None:
-    r"""Write the pictures of a subset into WebDataset tars, with an index that makes them random-access.
+    """Write the pictures of a subset into WebDataset tars, with an index that makes them random-access.
 
     Same input and options, same bytes, whatever the number of workers. A picture that cannot be decoded goes to
     rejected.csv with its reason.
@@ -341,7 +341,7 @@ def _shard_output(result: ShardResult, spec: ShardSpec) -> tuple[list[str], dict
     stats = result.stats
     lines = [
         f"shard: {stats['in']:,} images in = {stats['out']:,} in shards + {stats['rejected']:,} rejected"
-        f" ({stats['unchanged']:,} kept their bytes, {stats['out'] - stats['unchanged']:,} were written anew"
+        f" (kept their bytes: {stats['unchanged']:,}, written anew: {stats['out'] - stats['unchanged']:,}"
         + (f" at short side {spec.size} or less)" if spec.images == "resize" else ")")
     ]
     lines += [f"rejected {entry.path}: {entry.reason}" for entry in result.rejected[:5]]

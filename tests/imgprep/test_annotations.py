@@ -148,7 +148,9 @@ def test_a_contradiction_names_the_image_and_both_sources(toy_zip: Path, tmp_pat
 
 def test_broken_xml_stops_the_stage_unless_it_is_allowed(toy_zip: Path, tmp_path: Path) -> None:
     workspace = rewritten(toy_zip, tmp_path, lambda name, old: old[:50] if name.endswith(f"{FIRST}.xml") else old)
-    with pytest.raises(TooManyRejectsError, match=rf"1 annotations.*{FIRST}\.xml: not well-formed.*--max-rejects 1"):
+    with pytest.raises(
+        TooManyRejectsError, match=rf"unusable annotations: 1, .*{FIRST}\.xml: not well-formed.*--max-rejects 1"
+    ):
         annotations(workspace)
     rejected = pd.read_csv(workspace.catalog / "annotations.rejected.csv").to_dict("records")
     result = annotations(workspace, AnnotationsSpec(max_rejects=1))

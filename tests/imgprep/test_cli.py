@@ -243,11 +243,18 @@ def test_pictures_that_do_not_decode_are_listed_up_to_a_limit(
 ) -> None:
     cli("fetch", "--from", toy_zip)
     cli("subset")
-    fails(cli("shard", "--max-rejects", "1", "-j", "1"), 3, "more than 1 pictures cannot be used", "--max-rejects")
+    fails(
+        cli("shard", "--max-rejects", "1", "-j", "1"),
+        3,
+        "unusable pictures: 2 so far, allowed: 1; first",
+        "--max-rejects",
+    )
     assert not Path("imgprep-data/shards/main").exists()
     result = cli("shard")
 
     assert result.exit_code == 0
+    assert cli("shard", "--max-rejects", "2").stdout.startswith("up to date")
+    fails(cli("shard", "--max-rejects", "1", "-j", "1"), 3, "unusable pictures: 2 so far, allowed: 1; first")
     rejected = Path("imgprep-data/shards/main/rejected.csv").read_text().splitlines()[1:]
     assert {line.split(",")[0] for line in rejected} == set(toy[1].undecodable)
 

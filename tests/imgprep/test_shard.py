@@ -256,7 +256,9 @@ def test_more_rejects_than_allowed_publish_nothing(sharded: Workspace, toy_zip: 
     workspace = damaged(sharded, toy_zip, tmp_path, 6)
     spec = ShardSpec(size=48, samples_per_shard=5, max_rejects=3)
     job = plan_job(workspace, spec, subset="main", name="bad")
-    with pytest.raises(TooManyRejectsError, match=r"more than 3 pictures.*bad\.rejected\.csv.*--max-rejects"):
+    with pytest.raises(
+        TooManyRejectsError, match=r"unusable pictures: .*allowed: 3.*bad\.rejected\.csv.*--max-rejects"
+    ):
         shard(workspace, job, spec, executor=ThreadExecutor(2))
 
     left = sorted(path.name for path in (workspace.root / "shards").iterdir())
