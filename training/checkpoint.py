@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -83,31 +81,6 @@ def to_bytes(checkpoint: Checkpoint) -> bytes:
     fields = {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}
     torch.save({"format": FORMAT, "version": VERSION} | fields | {"config": checkpoint.config.to_json()}, stream)
     return stream.getvalue()
-
-
-def save_bytes(content: bytes, path: Path) -> None:
-    """Write a file so that at every moment either the old or the new content is there, whole.
-
-    Args:
-        content: The new content.
-        path: Where; its folder must exist.
-    """
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(partial).chmod(0o644)
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def sha256_of(content: bytes) -> str:

@@ -118,7 +118,7 @@ def train(
       imgprep train --name first --epochs 20 --seed 1
       imgprep train --resume --name first
       imgprep train --dry-run
-    """  # noqa: D301 - click needs the control character itself
+    """
     from imgprep.errors import UsageError
     from imgprep.index import read_index
     from training import recipes, runs
@@ -260,7 +260,7 @@ def evaluate(
       imgprep evaluate
       imgprep evaluate tiny-1 --checkpoint best
       imgprep evaluate tiny-1 --json
-    """  # noqa: D301 - click needs the control character itself
+    """
     from training import runs
     from training.console import Console
     from training.extras import require_matplotlib, require_torch
@@ -302,7 +302,7 @@ def report(*, name: str | None, workspace: Path, index_path: Path | None) -> Non
     Examples:
       imgprep report
       imgprep report tiny-1
-    """  # noqa: D301 - click needs the control character itself
+    """
     from training import runs
     from training.report import report as report_run
 

@@ -192,6 +192,9 @@ class TrainConfig:
         _require("log_every must be 1 or more", self.log_every, holds=self.log_every >= 1)
         _require("checkpoint_seconds must be above 0", self.checkpoint_seconds, holds=self.checkpoint_seconds > 0)
         size, eval_size = self.data.image_size, self.augment.eval_size
+        if self.model.architecture != "alexnet-64":
+            smallest = min(self.augment.crop_size, eval_size)
+            _require(f"{self.model.architecture} needs crops of 64 pixels or more", smallest, holds=smallest >= 64)
         _require(f"eval_size must be at most image_size ({size})", eval_size, holds=eval_size <= size)
 
     def to_json(self) -> str:

@@ -5,13 +5,14 @@ Colours are those of Okabe and Ito, which colour-blind readers can tell apart; l
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from training.atomic import publish
 from training.extras import require_matplotlib
 
 if TYPE_CHECKING:
@@ -50,12 +51,9 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG atomically; equal pictures have equal bytes."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(partial, format="png", metadata={"Software": None})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", metadata={"Software": None})
+    publish(path, stream.getvalue())
 
 
 def draw_curves(records: Sequence[dict[str, Any]], path: Path, *, title: str) -> None:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imgprep.errors import DamagedError, SpecError
+from training.atomic import publish
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class MetricsLog:
-    """Appends lines to ``metrics.jsonl``; every line is whole on disk before :meth:`append` returns.
+    """Appends lines to ``metrics.jsonl``; a killed process loses no line that :meth:`append` has written.
 
     Args:
         path: The file; made when it is not there.
@@ -65,20 +65,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def keep_until(path: Path, global_step: int) -> None:
-    """Drop the lines of steps after ``global_step``: a resumed run writes them again.
+def keep_until(path: Path, *, global_step: int, epochs: int) -> None:
+    """Drop the lines that are ahead of a checkpoint: a resumed run writes them again.
 
     Args:
         path: ``metrics.jsonl``; replaced atomically.
         global_step: Steps the checkpoint has done. Lines say after how many steps they were written.
+        epochs: Epochs it has closed: it may have done all steps of an epoch and not yet its validation.
     """
-    kept = [record for record in read_metrics(path) if record["global_step"] <= global_step]
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(record) + "\n" for record in kept)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    kept = [
+        record
+        for record in read_metrics(path)
+        if record["global_step"] <= global_step and (record["kind"] != "epoch" or record["epoch"] <= epochs)
+    ]
+    publish(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
 def count_top_k(logits: Tensor, labels: Tensor, k: int) -> Tensor:
@@ -95,7 +95,7 @@ def count_top_k(logits: Tensor, labels: Tensor, k: int) -> Tensor:
         A scalar int64 tensor on the same device: nothing is waited for.
     """
     own = logits.gather(1, labels[:, None])
-    classes = labels.new_tensor(range(logits.shape[1]))[None, :]
+    classes = (labels.new_ones(logits.shape[1]).cumsum(0) - 1)[None, :]
     behind = (logits < own) | ((logits == own) & (classes >= labels[:, None]))
     return ((~behind).sum(dim=1) < k).sum()
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from imgprep.errors import MissingInputError
 from imgprep.index import ShardIndex, read_index
+from training.atomic import publish
 from training.config import TrainConfig
 from training.decode import decode_square
 from training.figures import draw_curves, draw_photos
@@ -16,7 +17,7 @@ from training.metrics import read_metrics
 from training.order import permutation
 from training.reader import ShardReader
 from training.recipes import describe
-from training.runs import Run, RunRecord, read_json, read_record, write_text
+from training.runs import Run, RunRecord, read_json, read_record
 
 SHOWN: Final = 20
 """Photos in the grid of samples."""
@@ -53,7 +54,7 @@ def report(run: Run, *, index_path: Path | None = None) -> Path:
     if not (run.folder / "eval.json").exists():
         sections.append("Not evaluated yet: `imgprep evaluate` adds accuracy per class and the confusion matrix.")
     sections += ["## Versions", _table(["package", "version"], [[k, v] for k, v in record.versions.items()])]
-    write_text(run.report, "\n\n".join(sections) + "\n")
+    publish(run.report, ("\n\n".join(sections) + "\n").encode())
     return run.report
 
 
@@ -92,7 +93,7 @@ def _dataset_section(run: Run, record: RunRecord, index: ShardIndex | None) -> s
         lines.append(f"- the shards are no longer where run {run.name} found them")
     else:
         lines += [
-            f"- split {name}: {split.num_samples:,} samples in {len(split.shards)} shards,"
+            f"- split {name}: {split.num_samples:,} samples in {len(split.shards)} {_plural(len(split.shards))},"
             f" {split.num_bytes / 1e6:,.1f} MB"
             for name, split in index.splits.items()
         ]
@@ -100,6 +101,10 @@ def _dataset_section(run: Run, record: RunRecord, index: ShardIndex | None) -> s
         more = f" and {len(index.classes) - 20} more" if len(index.classes) > 20 else ""
         lines.append(f"- {len(index.classes)} classes: {names}{more}")
     return lines[0] + "\n\n" + "\n".join(lines[1:])
+
+
+def _plural(count: int) -> str:
+    return "shard" if count == 1 else "shards"
 
 
 def _draw_samples(index: ShardIndex, index_path: Path, config: TrainConfig, path: Path) -> None:
@@ -128,7 +133,11 @@ def _training_table(config: TrainConfig) -> str:
         ["averaged weights", f"decay {optim.ema:g}" if optim.ema else "none"],
         ["epochs", f"{config.epochs} of batches up to {data.batch_size}; seed {config.seed}"],
     ]
-    return describe(config, 0, chosen=True).split(";")[0].capitalize() + ".\n\n" + _table(["setting", "value"], rows)
+    return (
+        describe(config, 0, chosen=True).split(";")[0].replace("recipe", "Recipe", 1)
+        + ".\n\n"
+        + _table(["setting", "value"], rows)
+    )
 
 
 def _evaluation_section(document: dict[str, Any], file: Path) -> str:

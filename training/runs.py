@@ -29,6 +29,7 @@ from typing import Any, Final
 
 from imgprep.errors import DamagedError, LockedError, MissingInputError, OutputExistsError, SpecError
 from imgprep.index import DEFAULT_WORKSPACE
+from training.atomic import publish
 from training.config import TrainConfig, config_from, differences
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -46,11 +47,7 @@ class Run:
     folder: Path
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.folder.name):
-            raise SpecError(
-                f"a run's name must be letters, digits, '.', '_' and '-', starting with a letter or digit,"
-                f" got {self.folder.name!r}"
-            )
+        _require_name(self.folder.name)
 
     @property
     def name(self) -> str:
@@ -118,8 +115,20 @@ class RunRecord:
     versions: dict[str, str]
 
 
+def _require_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise SpecError(
+            f"a run's name must be letters, digits, '.', '_' and '-', starting with a letter or digit, got {name!r}"
+        )
+
+
 def find_run(workspace: Path, name: str) -> Run:
-    """The run of that name; need not exist."""
+    """The run of that name; need not exist.
+
+    Raises:
+        SpecError: The name could leave the folder of runs, or is odd in another way.
+    """
+    _require_name(name)
     return Run(folder=workspace / "runs" / name)
 
 
@@ -178,21 +187,7 @@ def locked(run: Run) -> Iterator[None]:
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON file atomically, indented."""
-    write_text(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file so that at every moment either the old or the new content is there, whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    publish(path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from imgprep.errors import UsageError
-from imgprep.index import ShardIndex, read_index
+from imgprep.index import read_index
 from training.devices import DeviceName, choose_device, describe_device, usable_cores
 from training.loader import PixelSource, choose_mode, open_source
 from training.reader import ShardReader
@@ -63,6 +63,14 @@ def train(
     torch.set_num_threads(threads or usable_cores())
     index = read_index(index_path)
     with ExitStack() as stack:
+        # Shards are opened first: when one is missing, no run is begun.
+        readers = {
+            split: stack.enter_context(ShardReader(index_path, index, split))
+            for split in (config.data.train_split, config.data.val_split)
+        }
+        for split, reader in readers.items():
+            if not len(reader):
+                raise UsageError(f"split {split} has no samples", "make shards with samples in it")
         stack.enter_context(locked(run))
         record = RunRecord(
             config=config,
@@ -76,8 +84,9 @@ def train(
             console.say(f"run {run.name} is complete; nothing to do")
             return finished
         sources = {}
-        for split in (config.data.train_split, config.data.val_split):
-            sources[split] = _open_split(split, config, index, index_path, device=where, console=console, stack=stack)
+        for split, reader in readers.items():
+            sources[split] = _open_source(reader, config, device=where, console=console)
+            stack.callback(sources[split].close)
         stop = stack.enter_context(StopRequest())
         trainer = Trainer(
             config,
@@ -103,23 +112,9 @@ def require_one_process() -> None:
         raise UsageError(f"WORLD_SIZE is {world}: training runs in a single process", "start it without torchrun")
 
 
-def _open_split(
-    split: str,
-    config: TrainConfig,
-    index: ShardIndex,
-    index_path: Path,
-    *,
-    device: torch.device,
-    console: Console,
-    stack: ExitStack,
-) -> PixelSource:
-    reader = stack.enter_context(ShardReader(index_path, index, split))
-    if not len(reader):
-        raise UsageError(f"split {split} has no samples", "make shards with samples in it")
+def _open_source(reader: ShardReader, config: TrainConfig, *, device: torch.device, console: Console) -> PixelSource:
     size = config.data.image_size
     mode, reason = choose_mode(config.data.input_mode, num_bytes=len(reader) * size * size * 3, device=device)
-    console.say(f"{split}: {len(reader):,} samples; {reason}")
-    with console.task(f"decode {split}", len(reader), "images") as advance:
-        source = open_source(reader, size, mode=mode, device=device, threads=torch.get_num_threads(), progress=advance)
-    stack.callback(source.close)
-    return source
+    console.say(f"{reader.split}: {len(reader):,} samples; {reason}")
+    with console.task(f"decode {reader.split}", len(reader), "images") as advance:
+        return open_source(reader, size, mode=mode, device=device, threads=torch.get_num_threads(), progress=advance)

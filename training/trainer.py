@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from imgprep.errors import ImgprepError
 from training import checkpoint as checkpoints
+from training.atomic import publish
 from training.augment import NUM_DRAWS, mix, training_batch
 from training.devices import training_precision
 from training.evaluate import Counts, count_correct, measured
@@ -294,7 +295,7 @@ class Trainer:
             )
         )
         for name in which:
-            checkpoints.save_bytes(content, self.run.checkpoint(name))
+            publish(self.run.checkpoint(name), content)
         self.saved_at = time.perf_counter()
         return checkpoints.sha256_of(content)
 
@@ -307,7 +308,7 @@ class Trainer:
         """
         path = self.run.checkpoint("last")
         if not path.exists():
-            keep_until(self.run.metrics, -1)
+            keep_until(self.run.metrics, global_step=0, epochs=0)
             return
         state, _ = checkpoints.load(path)
         state.require_same(self.config, self.index.dataset_digest, where=str(path))
@@ -325,7 +326,7 @@ class Trainer:
             best_correct=state.best_correct,
             seconds=state.seconds,
         )
-        keep_until(self.run.metrics, state.global_step)
+        keep_until(self.run.metrics, global_step=state.global_step, epochs=state.epoch)
         self.console.say(f"going on with run {self.run.name} at epoch {state.epoch + 1} step {state.step}")
 
     def leave(self) -> None:

@@ -31,6 +31,11 @@ def test_json_and_back(config: TrainConfig) -> None:
         (OptimConfig, {"lr": 0.0}, "lr must be above 0"),
         (OptimConfig, {"lr": float("nan")}, "lr must be above 0"),
         (OptimConfig, {"ema": 1.0}, "ema must be 0 or more, and below 1"),
+        (
+            TrainConfig,
+            {"model": ModelConfig(architecture="alexnet-bn"), "augment": AugmentConfig(crop_size=32)},
+            "pixels or more, got 32",
+        ),
         (TrainConfig, {"epochs": 0}, "epochs must be 1 or more, got 0"),
         (TrainConfig, {"seed": -1}, "seed must be 0"),
         (TrainConfig, {"augment": AugmentConfig(eval_size=96)}, r"eval_size must be at most image_size \(80\), got 96"),

@@ -59,7 +59,7 @@ def test_waiting_is_counted(index_path: Path, index: ShardIndex) -> None:
 
 def test_an_undecodable_sample_is_named(index_path: Path, index: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     with ShardReader(index_path, index, "train") as reader:
-        monkeypatch.setattr(reader, "read", lambda sample: b"no JPEG")
+        monkeypatch.setattr(reader, "read", lambda _: b"no JPEG")
         with pytest.raises(ImageError, match=r"sample at offset 512 of .*imgprep-train-000000.tar.*--overwrite"):
             MemorySource(reader, 8, device=CPU, threads=2)
 

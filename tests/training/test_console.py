@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import io
+
+from training.console import Console
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_off_a_terminal_progress_is_a_line_every_ten_seconds() -> None:
+    stream, clock = io.StringIO(), Clock()
+    console = Console(stream, terminal=False, clock=clock)
+    with console.task("epoch 1/2", 100, "images") as advance:
+        for _ in range(100):
+            clock.now += 0.25
+            advance(1)
+    assert stream.getvalue().splitlines() == [
+        "epoch 1/2: 40 of 100 images, 4 a second, 15 s left",
+        "epoch 1/2: 80 of 100 images, 4 a second, 5 s left",
+    ]
+
+
+def test_on_a_terminal_a_bar_is_drawn_and_removed() -> None:
+    stream = io.StringIO()
+    console = Console(stream, terminal=True)
+    with console.task("decode", 10, "images") as advance:
+        advance(10)
+    console.say("done")
+    assert "done\n" in stream.getvalue()

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from imgprep.errors import DamagedError, LockedError, MissingInputError, OutputExistsError, SpecError
+from training.recipes import tiny
+from training.runs import (
+    Run,
+    RunRecord,
+    claim,
+    clear,
+    find_run,
+    free_name,
+    locked,
+    newest_run,
+    read_record,
+    resume_command,
+    write_json,
+    write_record,
+)
+
+RECORD = RunRecord(
+    config=tiny(), dataset_digest="a" * 64, index_path="/x/index.json", num_classes=6, device="cpu", versions={}
+)
+
+
+def started(workspace: Path, name: str) -> Run:
+    run = find_run(workspace, name)
+    run.folder.mkdir(parents=True)
+    claim(run, RECORD, resume=False, overwrite=False)
+    return run
+
+
+def test_a_record_comes_back(tmp_path: Path) -> None:
+    run = started(tmp_path, "one")
+    assert read_record(run) == RECORD
+    run.config.write_text(run.config.read_text().replace('"epochs"', '"epoch"'))
+    with pytest.raises(DamagedError, match="unknown key epoch, missing key epochs"):
+        read_record(run)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../../b", "/b", "-x", "a b", "a\n", "x" * 101])
+def test_odd_names_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SpecError, match="a run's name must be"):
+        find_run(tmp_path, name)
+
+
+def test_names_count_upwards(tmp_path: Path) -> None:
+    assert free_name(tmp_path, "tiny") == "tiny-1"
+    started(tmp_path, "tiny-1")
+    started(tmp_path, "tiny-3")
+    assert free_name(tmp_path, "tiny") == "tiny-2"
+
+
+def test_the_newest_run_is_the_one_started_last(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match="run `imgprep train` first"):
+        newest_run(tmp_path)
+    for age, name in enumerate(["b", "c", "a"]):
+        run = started(tmp_path, name)
+        os.utime(run.config, ns=(age, age))
+    assert newest_run(tmp_path).name == "a"
+    write_json(find_run(tmp_path, "a").finished, {})
+    assert newest_run(tmp_path, unfinished=True).name == "c"
+    for name in ("b", "c"):
+        write_json(find_run(tmp_path, name).finished, {})
+    with pytest.raises(MissingInputError, match="no unfinished run"):
+        newest_run(tmp_path, unfinished=True)
+
+
+def test_an_unknown_run_names_the_known_ones(tmp_path: Path) -> None:
+    started(tmp_path, "one")
+    with pytest.raises(MissingInputError, match=r"there is no run two .*runs here: one"):
+        read_record(find_run(tmp_path, "two"))
+
+
+def test_claiming_an_existing_run(tmp_path: Path) -> None:
+    run = started(tmp_path, "one")
+    with pytest.raises(OutputExistsError, match=r"unfinished - go on with: imgprep train .*--resume --name one"):
+        claim(run, RECORD, resume=False, overwrite=False)
+    assert claim(run, RECORD, resume=True, overwrite=False) is None
+    other = replace(RECORD, config=replace(tiny(), epochs=3), dataset_digest="b" * 64)
+    with pytest.raises(OutputExistsError, match=r"epochs: \d+ is not 3; dataset digest: aaaaaaaaaaaa is not bbbbbb"):
+        claim(run, other, resume=True, overwrite=False)
+    write_json(run.finished, {"done": 1})
+    assert claim(run, RECORD, resume=False, overwrite=False) == {"done": 1}
+    assert claim(run, other, resume=False, overwrite=True) is None
+    assert read_record(run) == other
+    assert not run.is_finished
+
+
+def test_resuming_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match="no run two to resume"):
+        claim(find_run(tmp_path, "two"), RECORD, resume=True, overwrite=False)
+
+
+def test_overwriting_removes_only_what_runs_write(tmp_path: Path) -> None:
+    run = started(tmp_path, "one")
+    for name in ("metrics.jsonl", "eval.json", "curves.png", "notes.txt", "checkpoints/last.pt"):
+        (run.folder / name).write_text("x")
+    clear(run)
+    assert [path.name for path in run.folder.iterdir()] == ["notes.txt"]
+    with pytest.raises(OutputExistsError, match="holds files but no run"):
+        clear(run)
+    assert (run.folder / "notes.txt").read_text() == "x"
+
+
+def test_a_run_is_held_by_one_process_and_let_go_at_its_death(tmp_path: Path) -> None:
+    run = started(tmp_path, "one")
+    code = (
+        "import sys, time; from pathlib import Path; from training.runs import *\n"
+        "with locked(Run(folder=Path(sys.argv[1]))): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(run.folder)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(LockedError, match="run one is in use"), locked(run):
+            pass
+        other.kill()
+        other.wait()
+        with locked(run):
+            pass
+
+
+def test_the_command_to_go_on_fits_the_workspace() -> None:
+    assert resume_command(find_run(Path("imgprep-data"), "a")) == "imgprep train --resume --name a"
+    assert resume_command(find_run(Path("my data"), "a")) == "imgprep train -w 'my data' --resume --name a"
+
+
+def test_records_replace_atomically(tmp_path: Path) -> None:
+    run = started(tmp_path, "one")
+    write_record(run, RECORD)
+    assert not list(run.folder.glob("*.tmp"))
