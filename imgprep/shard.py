@@ -378,7 +378,8 @@ def _check_rejects(rejected: Sequence[Rejected], spec: ShardSpec, folder: Path) 
     listing = _rejected_beside(folder)
     write_rejected(listing, rejected)
     raise TooManyRejectsError(
-        f"unusable pictures: {len(rejected)} so far, allowed: {spec.max_rejects}; first {rejected[0].path}: {rejected[0].reason}",
+        f"unusable pictures: {len(rejected)} so far, allowed: {spec.max_rejects};"
+        f" first {rejected[0].path}: {rejected[0].reason}",
         f"those found so far are listed in {listing}; allow more with --max-rejects",
     )
 

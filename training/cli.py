@@ -78,7 +78,11 @@ def index_option(command: F) -> F:
     help="Configuration to start from.  [default: tiny for training splits under 20,000 samples, else imagenet]",
 )
 @click.option("--name", metavar="RUN", help="Name of the run.  [default: RECIPE-1, RECIPE-2, ...: the next free one]")
-@click.option("--resume", is_flag=True, help="Go on with the named run, or with the newest unfinished one.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the named run, with the options it has, or with the newest unfinished one.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the named run if there is one.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training split.  [default: the recipe's]")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Largest batch.  [default: the recipe's]")
@@ -86,7 +90,7 @@ def index_option(command: F) -> F:
 @click.option("--seed", type=click.IntRange(min=0), help="Decides weights, order and every draw.  [default: 0]")
 @device_options
 @click.option("--log-every", type=click.IntRange(min=1), help="Steps between two lines of metrics.  [default: 50]")
-@click.option("--dry-run", is_flag=True, help="Print the configuration and the plan as JSON; write nothing.")
+@click.option("-n", "--dry-run", is_flag=True, help="Print the configuration and the plan as JSON; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def train(
     *,
@@ -110,7 +114,7 @@ def train(
     """Train a network on shards and keep everything about it in a run.
 
     A run is a folder, WORKSPACE/runs/NAME, with its configuration, metrics.jsonl, checkpoints and learning curves.
-    Ctrl-C saves a checkpoint and says how to go on.
+    Ctrl-C saves a checkpoint and says how to go on. Naming an unfinished run with its options goes on with it, too.
 
     \b
     Examples:

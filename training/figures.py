@@ -52,7 +52,8 @@ def new_figure(width: float, height: float) -> Figure:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG atomically; equal pictures have equal bytes."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
+    # Tight: the layout engine forgets labels beside pictures of a fixed aspect.
+    figure.savefig(stream, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.12)
     publish(path, stream.getvalue())
 
 

@@ -263,14 +263,15 @@ def claim(run: Run, wanted: RunRecord, *, resume: bool, overwrite: bool) -> dict
     Args:
         run: Locked by the caller.
         wanted: What is to be trained now.
-        resume: Go on with an unfinished run.
+        resume: There must be such a run to go on with.
         overwrite: Remove what an earlier run wrote.
 
     Returns:
-        The content of ``finished.json`` when the same run is complete.
+        The content of ``finished.json`` when the same run is complete. Else None: the run is new, or it was made with
+        the same options from the same shards and goes on where it stopped.
 
     Raises:
-        OutputExistsError: The run was made otherwise, or is unfinished and ``resume`` was not asked for.
+        OutputExistsError: The run was made with other options or from other shards.
         MissingInputError: ``resume`` was asked for and there is no such run.
     """
     if run.exists and not overwrite:
@@ -285,11 +286,6 @@ def claim(run: Run, wanted: RunRecord, *, resume: bool, overwrite: bool) -> dict
             )
         if run.is_finished:
             return read_json(run.finished)
-        if not resume:
-            raise OutputExistsError(
-                f"run {run.name} is unfinished",
-                f"go on with: {resume_command(run)}; or start anew with --overwrite",
-            )
         return None
     if resume:
         raise MissingInputError(f"there is no run {run.name} to resume", "start it without --resume")

@@ -51,7 +51,7 @@ def train(
 
     Raises:
         UsageError: More than one process, no such device, or no samples to learn from.
-        OutputExistsError: The run exists and neither ``resume`` nor ``overwrite`` fits.
+        OutputExistsError: The run exists, was made with other options or from other shards, and is not to be replaced.
         MissingInputError: There is nothing to resume, or the shards are missing.
         DamagedError: A shard, a sample or the checkpoint is damaged.
         LockedError: Another process trains this run.

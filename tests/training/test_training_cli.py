@@ -82,12 +82,13 @@ def test_a_run_killed_or_interrupted_goes_on_to_the_same_weights(workspace: Path
     assert stopped.epoch == 1
     assert stopped.step > 0
 
-    for name in ("killed", "stopped"):
+    # Both ways to go on: by --resume, and by the command that started the run.
+    for name, again in (("killed", ["--resume", "--threads", "1"]), ("stopped", OPTIONS)):
         assert not find_run(workspace, name).is_finished
-        refused = call(workspace, "train", "--name", name, *OPTIONS)
+        refused = call(workspace, "train", "--name", name, *OPTIONS, "--seed", "7")
         assert refused.returncode == 2
-        assert "unfinished - go on with" in refused.stderr
-        resumed = call(workspace, "train", "--resume", "--name", name, "--threads", "1")
+        assert "seed: 0 is not 7" in refused.stderr
+        resumed = call(workspace, "train", "--name", name, *again)
         assert resumed.returncode == 0, resumed.stderr
         found = final_weights(workspace, name)
         assert all(torch.equal(found[key], value) for key, value in expected.items())
