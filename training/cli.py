@@ -308,7 +308,11 @@ def report(*, name: str | None, workspace: Path, index_path: Path | None) -> Non
       imgprep report tiny-1
     """
     from training import runs
+    from training.console import Console
     from training.report import report as report_run
 
     run = runs.find_run(workspace, name) if name else runs.newest_run(workspace)
-    click.echo(report_run(run, index_path=index_path))
+    path, written_now = report_run(run, index_path=index_path)
+    if not written_now:
+        Console().say(f"run {run.name}: nothing changed since this report; nothing to do")
+    click.echo(path)

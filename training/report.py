@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,11 +21,14 @@ from training.reader import ShardReader
 from training.recipes import describe
 from training.runs import Run, RunRecord, read_json, read_record
 
+REPORT_VERSION: Final = 1
+"""Raised when the same run would be written up otherwise."""
+
 SHOWN: Final = 20
 """Photos in the grid of samples."""
 
 
-def report(run: Run, *, index_path: Path | None = None) -> Path:
+def report(run: Run, *, index_path: Path | None = None) -> tuple[Path, bool]:
     """Write ``report.md`` and its pictures beside a run; the numbers are those measured so far.
 
     Args:
@@ -31,7 +36,7 @@ def report(run: Run, *, index_path: Path | None = None) -> Path:
         index_path: The shards, for sample photos; where the run found them when not given.
 
     Returns:
-        The report.
+        The report, and whether it was written now; it is not when nothing has changed since the last time.
 
     Raises:
         MissingInputError: No such run.
@@ -39,10 +44,13 @@ def report(run: Run, *, index_path: Path | None = None) -> Path:
         MissingExtraError: matplotlib is not installed.
     """
     record = read_record(run)
+    index = _find_shards(record, index_path or Path(record.index_path))
+    mark = _mark(run, with_shards=index is not None)
+    if _is_current(run, mark):
+        return run.report, False
     metrics = read_metrics(run.metrics)
     epochs = [line for line in metrics if line.get("kind") == "epoch"]
     draw_curves(metrics, run.curves, title=f"run {run.name}")
-    index = _find_shards(record, index_path or Path(record.index_path))
     sections = [f"# Run {run.name}", _summary(run, record, epochs)]
     sections.append(_dataset_section(run, record, index))
     if index is not None:
@@ -54,8 +62,27 @@ def report(run: Run, *, index_path: Path | None = None) -> Path:
     if not (run.folder / "eval.json").exists():
         sections.append("Not evaluated yet: `imgprep evaluate` adds accuracy per class and the confusion matrix.")
     sections += ["## Versions", _table(["package", "version"], [[k, v] for k, v in record.versions.items()])]
+    sections.append(mark)
     publish(run.report, ("\n\n".join(sections) + "\n").encode())
-    return run.report
+    return run.report, True
+
+
+def _mark(run: Run, *, with_shards: bool) -> str:
+    """A comment that stands for everything a report is made from."""
+    digest = hashlib.sha256(f"{REPORT_VERSION} {with_shards}".encode())
+    for file in (run.config, run.metrics, run.finished, *sorted(run.folder.glob("eval*.json"))):
+        content = file.read_bytes() if file.exists() else b""
+        digest.update(f"\0{file.name}\0{len(content)}\0".encode() + content)
+    return f"<!-- made from {digest.hexdigest()} -->"
+
+
+def _is_current(run: Run, mark: str) -> bool:
+    """Whether the report with this mark is there, with every picture it shows."""
+    if not run.report.exists():
+        return False
+    text = run.report.read_text(encoding="utf-8")
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
+    return text.rstrip().endswith(mark) and all((run.folder / picture).exists() for picture in pictures)
 
 
 def _find_shards(record: RunRecord, index_path: Path) -> ShardIndex | None:

@@ -34,7 +34,8 @@ def colours(path: Path, blue_green_red: tuple[int, int, int]) -> int:
 def test_curves_show_both_splits(tmp_path: Path) -> None:
     path = tmp_path / "curves.png"
     draw_curves(LINES, path, title="run one")
-    assert picture(path).shape[:2] == (440, 1100)
+    height, width = picture(path).shape[:2]
+    assert (440 <= height < 480, 1100 <= width < 1140) == (True, True)
     assert colours(path, (0xB2, 0x72, 0x00)) > 300
     assert colours(path, (0x00, 0x5E, 0xD5)) > 300
     assert colours(path, (0x73, 0x9E, 0x00)) > 100

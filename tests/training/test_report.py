@@ -24,7 +24,7 @@ def run(workspace: Path, index_path: Path, small_config: TrainConfig, console: C
 
 def test_a_report_says_what_was_trained_on_what(run: Run, console: Console) -> None:
     document, _ = evaluate(run, console=console, device="cpu", threads=1)
-    text = report(run).read_text()
+    text = report(run)[0].read_text()
     top1 = document["top1"]
     assert text.startswith("# Run one\n")
     assert text.count(f"{100 * top1['share']:.1f} % ({top1['correct']} of 17; ") == 2
@@ -39,7 +39,7 @@ def test_a_report_says_what_was_trained_on_what(run: Run, console: Console) -> N
 
 def test_a_report_of_an_unevaluated_run_without_its_shards_says_so(run: Run, index_path: Path) -> None:
     shutil.rmtree(index_path.parent)
-    text = report(run).read_text()
+    text = report(run)[0].read_text()
     assert "the shards are no longer where run one found them" in text
     assert "Not evaluated yet: `imgprep evaluate`" in text
     assert "samples.png" not in text
@@ -52,7 +52,22 @@ def test_a_report_of_a_run_that_has_just_begun(workspace: Path, small_config: Tr
         config=small_config, dataset_digest="a" * 64, index_path="/gone", num_classes=6, device="cpu", versions={}
     )
     claim(run, record, resume=False, overwrite=False)
-    assert "not finished: it stands before its first full epoch" in report(run).read_text()
+    assert "not finished: it stands before its first full epoch" in report(run)[0].read_text()
+
+
+def test_a_report_is_written_again_only_when_something_changed(run: Run, console: Console) -> None:
+    def times() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in run.folder.iterdir()}
+
+    assert report(run) == (run.report, True)
+    before = times()
+    assert report(run) == (run.report, False)
+    assert times() == before
+    evaluate(run, console=console, device="cpu", threads=1)
+    assert report(run)[1]
+    run.curves.unlink()
+    assert report(run)[1]
+    assert run.curves.exists()
 
 
 def test_a_report_needs_no_torch(run: Run) -> None:
