@@ -6,7 +6,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 PLAIN_INTERVAL: Final = 10.0
 """Off a terminal a task says where it is this often, in seconds."""
@@ -27,9 +30,13 @@ class Console:
         self._stream = sys.stderr if stream is None else stream
         self._terminal = self._stream.isatty() if terminal is None else terminal
         self._clock = clock
+        self._live: Progress | None = None
 
     def say(self, line: str) -> None:
-        """Write one line."""
+        """Write one line; above the bar while there is one."""
+        if self._live is not None:
+            self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            return
         self._stream.write(line + "\n")
         self._stream.flush()
 
@@ -72,7 +79,11 @@ class Console:
                 done += amount
                 progress.update(row, advance=amount, rate=f"{done / max(self._clock() - start, 1e-9):,.0f} {unit}/s")
 
-            yield advance
+            self._live = progress
+            try:
+                yield advance
+            finally:
+                self._live = None
 
     def _plain(self, name: str, total: int, unit: str) -> Callable[[int], None]:
         start = spoken = self._clock()

@@ -18,7 +18,7 @@ from training.devices import DeviceName, choose_device, describe_device
 from training.figures import draw_confusion, draw_photos
 from training.loader import PixelSource, choose_mode, decode_samples, open_source
 from training.metrics import count_top_k, wilson_interval
-from training.models import build_model
+from training.models import build_model, channels_last
 from training.order import permutation, split_steps
 from training.reader import ShardReader
 from training.runs import Run, read_json, read_record, write_json
@@ -158,7 +158,7 @@ def evaluate(
         torch.set_num_threads(threads)
     model = build_model(config.model, record.num_classes)
     model.load_state_dict(state.evaluated_weights)
-    model = model.to(where).to(memory_format=torch.channels_last)
+    model = channels_last(model.to(where))
     with ShardReader(index_path, index, split) as reader:
         size = config.data.image_size
         mode, _ = choose_mode(config.data.input_mode, num_bytes=len(reader) * size * size * 3, device=where)

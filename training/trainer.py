@@ -23,7 +23,7 @@ from training.devices import training_precision
 from training.evaluate import Counts, count_correct, measured
 from training.figures import draw_curves
 from training.metrics import MetricsLog, count_top_k, keep_until, read_metrics
-from training.models import build_model
+from training.models import build_model, channels_last
 from training.optim import WeightAverage, build_optimizer, learning_rate, set_learning_rate
 from training.order import permutation, split_steps, step_seed, uniforms
 from training.runs import Run, resume_command, write_json
@@ -109,8 +109,7 @@ class Trainer:
 
     def new_model(self) -> nn.Module:
         """A network with the index's number of classes, on the device."""
-        model = build_model(self.config.model, len(self.index.classes)).to(self.device)
-        return model.to(memory_format=torch.channels_last)
+        return channels_last(build_model(self.config.model, len(self.index.classes)).to(self.device))
 
     def fit(self) -> dict[str, Any]:
         """Train what is left, then write ``finished.json`` and return its content."""

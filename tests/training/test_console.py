@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 from training.console import Console
 
@@ -33,3 +34,16 @@ def test_on_a_terminal_a_bar_is_drawn_and_removed() -> None:
         advance(10)
     console.say("done")
     assert "done\n" in stream.getvalue()
+
+
+def test_a_line_said_beside_a_bar_stands_on_a_line_of_its_own() -> None:
+    stream = io.StringIO()
+    console = Console(stream, terminal=True)
+    with console.task("epoch 1/2", 10, "images") as advance:
+        advance(3)
+        console.say("stopped [at] step 3")
+    lines = re.split(r"[\r\n]", stream.getvalue())
+    said = [line for line in lines if "stopped" in line]
+
+    assert len(said) == 1
+    assert re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said[0]) == "stopped [at] step 3"
