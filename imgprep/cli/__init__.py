@@ -45,7 +45,8 @@ class _Group(click.Group):
             error.show()
             sys.exit(error.exit_code)
         except (click.Abort, KeyboardInterrupt):
-            _leave("interrupted", INTERRUPTED)
+            click.echo("interrupted", err=True)
+            sys.exit(INTERRUPTED)
         except ImgprepError as error:
             _leave(str(error), error.exit_code)
         except BrokenPipeError:
