@@ -12,7 +12,6 @@ from imgprep.errors import (
     MemberError,
     SpecError,
     TooManyRejectsError,
-    UnknownClassError,
 )
 from imgprep.layouts import AnnotationMember, Listing, find_layout
 from imgprep.receipts import Action, Receipt, read_receipt
@@ -86,14 +85,13 @@ def parse_annotation(content: bytes, *, key: str, catalog: Catalog) -> Annotatio
     boxes = []
     for item in root.iterfind("object"):
         name = (item.findtext("name") or "").strip()
-        try:
-            wnid = catalog.resolve(name).wnid
-        except UnknownClassError as error:
-            raise AnnotationError(error.what) from None
+        found = catalog.find(name)
+        if len(found) != 1:
+            raise AnnotationError(f"{len(found) or 'no'} class{'es are' if found else ' is'} named {name[:60]!r}")
         box = item.find("bndbox")
         if box is None:
             raise AnnotationError(f"an object {name} has no <bndbox>")
-        boxes.append(BoundingBox(wnid, *(_pixel(box, side) for side in ("xmin", "ymin", "xmax", "ymax"))))
+        boxes.append(BoundingBox(found[0].wnid, *(_pixel(box, side) for side in ("xmin", "ymin", "xmax", "ymax"))))
     size = root.find("size")
     width = None if size is None else _pixel(size, "width")
     height = None if size is None else _pixel(size, "height")
@@ -143,10 +141,7 @@ def annotations(
     spec = spec or AnnotationsSpec()
     action, receipt = plan_annotations(workspace)
     # A run that was allowed more rejects does not answer a stricter request.
-    if (
-        action == "skip"
-        and read_receipt(workspace.catalog, "annotations")["counts"].get("rejected", 0) <= spec.max_rejects
-    ):
+    if action == "skip" and _rejected_before(workspace) <= spec.max_rejects:
         return AnnotationsResult(action=action, stats=Stats())
     action = "run"
     source, _ = open_adopted(workspace)
@@ -169,7 +164,8 @@ def annotations(
         first = counted[0]
         raise TooManyRejectsError(
             f"unusable annotations: {len(counted)}, allowed: {spec.max_rejects}; first {first.path}: {first.reason}",
-            f"all are listed in {folder / REJECTED}; go on without them with --max-rejects {len(counted)}",
+            f"all are listed in {folder / REJECTED}; to go on without them:"
+            f" `imgprep annotations --max-rejects {len(counted)}`",
         )
     stats.count("rejected", len(counted))
     stats.count("without_object", len(rejected) - len(counted))
@@ -177,6 +173,12 @@ def annotations(
     _write_boxes(folder, found)
     receipt.write(folder, [VAL, BOXES, REJECTED], stats.to_dict())
     return AnnotationsResult(action=action, stats=stats)
+
+
+def _rejected_before(workspace: Workspace) -> int:
+    counts = read_receipt(workspace.catalog, "annotations")["counts"]
+    rejected = counts.get("rejected", 0)
+    return rejected if isinstance(rejected, int) else 0
 
 
 def _read_all(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from imgprep.errors import DamagedError, MissingInputError, OutputExistsError
+from imgprep.errors import DamagedError, LockedError, MissingInputError, OutputExistsError, UsageError
 from imgprep.layouts import find_layout
 from imgprep.receipts import Action
 from imgprep.sources import open_source
@@ -19,10 +19,17 @@ from imgprep.workspace import Workspace
 
 @dataclass(frozen=True, kw_only=True)
 class FetchResult:
-    """What ``fetch`` did: ``skip`` when this very source was adopted before."""
+    """What ``fetch`` will do or did.
+
+    Attributes:
+        action: ``skip`` when this very source was adopted before.
+        record: What to record of it.
+        found: What was recorded before.
+    """
 
     action: Action
     record: SourceRecord
+    found: SourceRecord | None = None
 
 
 def plan_fetch(workspace: Workspace, path: Path, *, overwrite: bool = False) -> FetchResult:
@@ -37,17 +44,23 @@ def plan_fetch(workspace: Workspace, path: Path, *, overwrite: bool = False) -> 
         MissingInputError: Nothing is at ``path``.
         SourceError: It cannot be read, or holds no dataset of a known layout.
         OutputExistsError: The workspace holds another source.
+        UsageError: The workspace lies inside the source.
     """
+    if path.is_dir() and workspace.root.resolve().is_relative_to(path.resolve()):
+        raise UsageError(
+            f"the workspace {workspace.root} lies inside the source {path}, which it would change",
+            "choose another --workspace",
+        )
     with open_source(path) as source:
         record = describe_source(source, layout=find_layout(source).name)
     try:
         found = read_source_record(workspace)
     except (MissingInputError, DamagedError):
         return FetchResult(action="run", record=record)
-    if found == record:
-        return FetchResult(action="skip", record=record)
+    if _identity(found) == _identity(record):
+        return FetchResult(action="skip", record=record, found=found)
     if overwrite:
-        return FetchResult(action="run", record=record)
+        return FetchResult(action="run", record=record, found=found)
     was, now = asdict(found), asdict(record)
     differences = "; ".join(f"{name} was {was[name]}, now {now[name]}" for name in was if was[name] != now[name])
     raise OutputExistsError(
@@ -56,9 +69,24 @@ def plan_fetch(workspace: Workspace, path: Path, *, overwrite: bool = False) -> 
     )
 
 
+def _identity(record: SourceRecord) -> tuple[str, str, str, str]:
+    """What makes a source the same: a copy with another time, or one drawn again, still is."""
+    return record.path, record.kind, record.layout, record.listing_sha256
+
+
 def adopt(workspace: Workspace, plan: FetchResult) -> None:
-    """Do what :func:`plan_fetch` decided: record the source, unless it was recorded before."""
-    if plan.action == "run":
+    """Do what :func:`plan_fetch` decided: record the source, unless it was recorded before.
+
+    Raises:
+        LockedError: Another process recorded a source since the plan was made.
+    """
+    try:
+        found = read_source_record(workspace)
+    except (MissingInputError, DamagedError):
+        found = None
+    if found != plan.found:
+        raise LockedError(f"another source was recorded in {workspace.root} meanwhile", "run the command again")
+    if plan.record != found:
         write_source_record(workspace, plan.record)
 
 

@@ -74,7 +74,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path} is not valid JSON ({error})", "delete it and run the stage that wrote it") from None
     if not isinstance(document, dict):
         raise DamagedError(f"{path} does not hold a JSON object", "delete it and run the stage that wrote it")
@@ -94,8 +94,11 @@ def staged_folder(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = folder.with_name(f".{folder.name}.tmp")
     retired = folder.with_name(f".{folder.name}.old")
+    if retired.exists() and not folder.exists():
+        # A kill between the two renames below: what stood there comes back.
+        retired.rename(folder)
     for leftover in (staging, retired):
-        shutil.rmtree(leftover, ignore_errors=True)
+        _remove(leftover)
     staging.mkdir()
     try:
         yield staging
@@ -105,10 +108,19 @@ def staged_folder(folder: Path) -> Iterator[Path]:
             folder.rename(retired)
         staging.rename(folder)
     except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
+        if retired.exists() and not folder.exists():
+            retired.rename(folder)
+        _remove(staging)
         raise
     fsync_folder(folder.parent)
-    shutil.rmtree(retired, ignore_errors=True)
+    _remove(retired)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder or a file, as far as that is possible."""
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def sha256_file(path: Path) -> str:

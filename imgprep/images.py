@@ -26,6 +26,9 @@ MAX_PIXELS: Final = 100_000_000
 _ORIENTATION: Final = 0x0112
 """EXIF tag of the orientation; 1 is upright (CIPA DC-008, 4.6.5)."""
 
+_MAX_JPEG_SIDE: Final = 65_500
+"""Pixels a side may have for libjpeg to write it (JPEG_MAX_DIMENSION)."""
+
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -83,6 +86,8 @@ def prepare_image(content: bytes, *, short_side: int | None, quality: int) -> Pr
         elif baseline and min(width, height) <= limit:
             return PreparedImage(content, width, height, unchanged=True)
     pixels = shrink(pixels, limit)
+    if max(pixels.shape[:2]) > _MAX_JPEG_SIDE:
+        raise ImageError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels, more than a JPEG can have on one side")
     jpeg = simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420", fastdct=False)
     return PreparedImage(jpeg, pixels.shape[1], pixels.shape[0], unchanged=False)
 

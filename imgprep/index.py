@@ -143,7 +143,7 @@ def parse_index(text: str, *, where: str = INDEX_FILENAME) -> ShardIndex:
     rerun = "run `imgprep shard --overwrite` to write it again"
     try:
         document = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedError(f"{where} is not valid JSON ({error})", rerun) from None
     if not isinstance(document, dict) or document.get("format") != INDEX_FORMAT:
         raise DamagedError(
@@ -238,20 +238,31 @@ def open_samples(index_path: Path, index: ShardIndex, split: str) -> NDArray[np.
 
     Raises:
         MissingInputError: The index has no such split.
-        DamagedError: The table is missing, of another shape, or names shards, labels or byte ranges that do not exist.
+        DamagedError: The table is missing or was edited, is of another shape, or points outside shards and classes.
+        OSError: It cannot be read for another reason, such as permissions.
     """
     import numpy as np
 
     if split not in index.splits:
         known = ", ".join(sorted(index.splits)) or "none"
-        raise MissingInputError(f"these shards have no split {split!r}; they have: {known}")
+        raise MissingInputError(
+            f"these shards have no split {split!r}; they have: {known}",
+            "choose a subset with images of that split (--per-class, --val-per-class) and shard it",
+        )
     info = index.splits[split]
     path = index_path.parent / info.samples_filename
     rerun = "run `imgprep shard --overwrite` to write the shards again"
     try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         table: NDArray[np.void] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError, EOFError) as error:
         raise DamagedError(f"the sample table {path} cannot be read ({error})", rerun) from None
+    if sha256 != info.samples_sha256:
+        raise DamagedError(f"the sample table {path} was changed: its SHA-256 is not that of index.json", rerun)
+    # A zip under that name loads, too, as something else.
+    if not isinstance(table, np.ndarray):
+        raise DamagedError(f"the sample table {path} is no array", rerun)
     if table.dtype != np.dtype(list(SAMPLE_FIELDS)) or table.shape != (info.num_samples,):
         raise DamagedError(f"the sample table {path} does not fit index.json: {table.shape}, {table.dtype}", rerun)
     if len(table):

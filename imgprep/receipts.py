@@ -14,6 +14,8 @@ RECEIPT_VERSION: Final = 1
 
 Action = Literal["run", "skip"]
 
+_PARTS: Final = ("inputs", "options", "outputs", "counts")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
@@ -33,11 +35,15 @@ class Receipt:
         """Where the receipt of this stage lies in its output folder."""
         return folder / f"{self.stage}.receipt.json"
 
-    def differences(self, folder: Path) -> list[str] | None:
+    def differences(self, folder: Path, *, check_bytes: bool = False) -> list[str] | None:
         """Compare with the receipt found in ``folder``.
 
+        Args:
+            folder: The output folder.
+            check_bytes: Compare the SHA-256 of every output, not only its size.
+
         Returns:
-            None when there is none, or it cannot be read, or an output it names is not there in its size; else what
+            None when there is none, or it cannot be read, or an output it names is not there as it says; else what
             differs, a phrase each: an empty list means the same request was already met.
         """
         try:
@@ -46,11 +52,11 @@ class Receipt:
             return None
         if found.get("version") != RECEIPT_VERSION:
             return [f"receipt version {found.get('version')} instead of {RECEIPT_VERSION}"]
-        for name, output in dict(found.get("outputs", {})).items():
-            file = folder / name
-            if not file.is_file() or file.stat().st_size != output.get("num_bytes"):
-                return None
-        options, inputs = dict(found.get("options", {})), dict(found.get("inputs", {}))
+        if not all(isinstance(found.get(part), dict) for part in _PARTS):
+            return None
+        if not _outputs_are_there(folder, found["outputs"], check_bytes=check_bytes):
+            return None
+        options, inputs = found["options"], found["inputs"]
         changed = [
             f"{name} was {_shown(options.get(name))}, now {_shown(self.options.get(name))}"
             for name in sorted({*options, *self.options})
@@ -64,7 +70,7 @@ class Receipt:
 
         Args:
             folder: The output folder.
-            overwrite: Replace an output that answers another request.
+            overwrite: Replace an output that answers another request, or whose bytes were changed since.
 
         Returns:
             ``skip`` when the output is there and answers this very request, else ``run``.
@@ -72,7 +78,7 @@ class Receipt:
         Raises:
             OutputExistsError: It answers another request and may not be replaced. The message says what differs.
         """
-        differences = self.differences(folder)
+        differences = self.differences(folder, check_bytes=overwrite)
         if differences == []:
             return "skip"
         if differences and not overwrite:
@@ -110,14 +116,26 @@ def read_receipt(folder: Path, stage: str) -> dict[str, Any]:
 
     Raises:
         MissingInputError: There is none: the stage has not run here.
-        DamagedError: It is no JSON object.
+        DamagedError: It is no such JSON object.
     """
     path = Receipt(stage=stage, inputs={}, options={}).path(folder)
     try:
         document = read_json(path)
     except FileNotFoundError:
         raise MissingInputError(f"{path} does not exist", f"run `imgprep {stage}` first") from None
-    return {part: dict(document.get(part, {})) for part in ("inputs", "options", "outputs", "counts")}
+    if not all(isinstance(document.get(part), dict) for part in _PARTS):
+        raise DamagedError(f"{path} is incomplete", f"run `imgprep {stage} --overwrite`")
+    return {part: document[part] for part in _PARTS}
+
+
+def _outputs_are_there(folder: Path, outputs: dict[str, Any], *, check_bytes: bool) -> bool:
+    for name, output in outputs.items():
+        file = folder / name
+        if not isinstance(output, dict) or not file.is_file() or file.stat().st_size != output.get("num_bytes"):
+            return False
+        if check_bytes and sha256_file(file) != output.get("sha256"):
+            return False
+    return True
 
 
 def _shown(value: Any) -> str:

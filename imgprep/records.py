@@ -102,15 +102,19 @@ class Catalog(Sequence[Synset]):
         except KeyError:
             raise UnknownClassError(f"class {wnid!r} is not in the catalog") from None
 
+    def find(self, text: str) -> Sequence[Synset]:
+        """All synsets that go by a wnid or name; case and ``_`` for blanks do not matter."""
+        if text in self._by_wnid:
+            return [self._by_wnid[text]]
+        return self._by_name.get(_folded(text), [])
+
     def resolve(self, text: str) -> Synset:
         """Find the synset for a wnid or a name; case and ``_`` for blanks do not matter.
 
         Raises:
             UnknownClassError: No class, or more than one class, goes by that name. The message gives near matches.
         """
-        if text in self._by_wnid:
-            return self._by_wnid[text]
-        found = self._by_name.get(_folded(text), [])
+        found = self.find(text)
         if len(found) == 1:
             return found[0]
         if found:

@@ -267,9 +267,11 @@ def plan_job(
     made_by = "imgprep subset" if subset == "main" else f"imgprep subset --name {subset}"
     manifest = read_manifest(folder / "manifest.csv", made_by=made_by)
     catalog = read_catalog(folder / "classes.csv", made_by=made_by)
-    records = list(manifest_records(manifest))
-    _check_records(records, catalog, folder)
     chosen = read_receipt(folder, "subset")
+    if chosen["outputs"].get("manifest.csv", {}).get("sha256") != sha256_file(folder / "manifest.csv"):
+        raise ContradictionError(
+            f"{folder / 'manifest.csv'} was changed since it was chosen", f"choose again: `{made_by} --overwrite`"
+        )
     if chosen["inputs"].get("source") != record.listing_sha256:
         raise ContradictionError(
             f"the subset {folder} was chosen from another source than {record.path}",
@@ -285,8 +287,11 @@ def plan_job(
     target = workspace.shards(name or subset)
     action = receipt.decide(target, overwrite=overwrite)
     # Shards that were allowed more rejects do not answer a stricter request.
-    if action == "skip" and read_receipt(target, "shard")["counts"].get("rejected", 0) > spec.max_rejects:
+    if action == "skip" and int(read_receipt(target, "shard")["counts"].get("rejected", 0)) > spec.max_rejects:
         action = "run"
+    records = [] if action == "skip" else list(manifest_records(manifest))
+    if action == "run":
+        _check_records(records, catalog, folder)
     return ShardJob(
         action=action,
         folder=target,
@@ -396,9 +401,8 @@ def _count_out(stats: Stats, index: ShardIndex, rejected: Sequence[Rejected]) ->
         raise ContradictionError(f"{stats['in']} images went in, {stats['out']} are packed, {len(rejected)} rejected")
     for name, split in index.splits.items():
         if not split.num_samples:
-            raise ImageError(
-                f"not one picture of the split {name} can be used, first {rejected[0].path}: {rejected[0].reason}"
-            )
+            first = next(entry for entry in rejected if entry.split == name)
+            raise ImageError(f"not one picture of the split {name} can be used, first {first.path}: {first.reason}")
 
 
 def _build_index(

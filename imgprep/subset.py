@@ -152,7 +152,14 @@ def select(manifest: pd.DataFrame, catalog: Catalog, spec: SubsetSpec) -> Select
         eligible = [synset for synset in catalog if counts.get(synset.wnid, 0) >= wanted]
         passed_over = [(s, counts[s.wnid]) for s in catalog if 0 < counts.get(s.wnid, 0) < wanted]
         number = len(eligible) if spec.classes is None else spec.classes
-        if not eligible or number > len(eligible):
+        if not counts:
+            raise UsageError("this manifest has no training image", "check the source with `imgprep catalog`")
+        if spec.classes is None and not eligible:
+            raise UsageError(
+                f"no class has {wanted} or more training images; the largest has {max(counts.values())}",
+                "ask for fewer with --per-class",
+            )
+        if number > len(eligible):
             more = f" ({len(passed_over)} more have fewer)" if passed_over else ""
             raise UsageError(
                 f"{number} classes were asked for, but only {len(eligible)} have {wanted} or more training images"

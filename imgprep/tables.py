@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from imgprep.errors import DamagedError, MissingInputError
 from imgprep.files import atomic_write
-from imgprep.records import Catalog, Record, Rejected, Synset
+from imgprep.records import SPLITS, Catalog, Record, Rejected, Synset, is_key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,7 +66,7 @@ def read_table(path: Path, columns: dict[str, str], *, made_by: str) -> pd.DataF
         )
     except FileNotFoundError:
         raise MissingInputError(f"{path} does not exist", f"run `{made_by}` first") from None
-    except (ValueError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise DamagedError(
             f"{path} is not a table of {','.join(columns)} ({reason})", f"run `{made_by}` again"
@@ -105,8 +105,12 @@ def manifest_table(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def read_manifest(path: Path, *, made_by: str) -> pd.DataFrame:
-    """Read ``manifest.csv``; errors as in :func:`read_table`, and DamagedError when a key comes twice."""
+    """Read ``manifest.csv``; errors as in :func:`read_table`, and DamagedError for bad or repeated keys."""
     table = read_table(path, MANIFEST_COLUMNS, made_by=made_by)
+    for name, is_good in (("key", is_key), ("split", SPLITS.__contains__)):
+        bad = [value for value in table[name].unique() if not is_good(value)]
+        if bad:
+            raise DamagedError(f"{path}: {str(bad[0])[:100]!r} is no {name}", f"run `{made_by} --overwrite`")
     twice = table["key"][table["key"].duplicated()]
     if len(twice):
         raise DamagedError(f"{path}: the key {twice.iloc[0]} stands twice", f"run `{made_by}` again")

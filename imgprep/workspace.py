@@ -12,7 +12,7 @@ from imgprep.errors import MissingInputError, SpecError
 from imgprep.files import locked
 from imgprep.index import find_index
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def check_name(name: str) -> str:
@@ -22,7 +22,7 @@ def check_name(name: str) -> str:
         SpecError: It is empty, hidden, or would leave its folder.
     """
     if not _NAME.fullmatch(name):
-        raise SpecError(f"a name is made of letters, digits, '.', '_' and '-', got {name!r}")
+        raise SpecError(f"a name is made of up to 100 letters, digits, '.', '_' and '-', got {name[:120]!r}")
     return name
 
 

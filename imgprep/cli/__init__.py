@@ -5,11 +5,12 @@ Only click is imported here and in the command modules; everything else is impor
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 
@@ -18,6 +19,8 @@ from imgprep.cli.demo import demo
 from imgprep.cli.prepare import catalog, fetch, read_annotations, shard, subset
 from imgprep.errors import INTERRUPTED, ImgprepError, as_imgprep_error
 from training.cli import evaluate, report, train
+
+_TRACEBACK: Final = "IMGPREP_TRACEBACK"
 
 
 class _Group(click.Group):
@@ -56,6 +59,11 @@ class _Group(click.Group):
         except OSError as error:
             known = as_imgprep_error(error)
             _leave(str(known), known.exit_code)
+        except Exception as error:
+            if os.environ.get(_TRACEBACK):
+                raise
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            _leave(f"{text} - this is a bug in imgprep; with {_TRACEBACK}=1 it shows where", 1)
         sys.exit(result if isinstance(result, int) else 0)
 
 

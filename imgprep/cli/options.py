@@ -103,7 +103,8 @@ def print_result(lines: list[str], document: Mapping[str, Any], *, as_json: bool
         click.echo(json.dumps(document, ensure_ascii=False))
     else:
         for line in lines:
-            click.echo(line)
+            # Names from an archive must not steer the terminal.
+            click.echo("".join(c if c.isprintable() else " " for c in line))
 
 
 def size_text(num_bytes: float) -> str:

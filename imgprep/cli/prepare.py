@@ -192,14 +192,16 @@ def subset(
     spec = SubsetSpec(**options)
     workspace = Workspace(root)
     workspace.require()
-    with workspace.locked("imgprep subset"):
-        lines = _catch_up(workspace) if parent is None else []
-        if dry_run:
-            selection: Selection | None = plan_subset(workspace, spec, parent=parent)
-            action, digest, folder = "run", selection.digest if selection else "", workspace.subset(name)
-        else:
+    lines: list[str] = []
+    if dry_run:
+        _require_current(workspace)
+        selection: Selection | None = plan_subset(workspace, spec, parent=parent)
+        action, digest, folder = "run", selection.digest if selection else "", workspace.subset(name)
+    else:
+        with workspace.locked("imgprep subset"):
+            lines += _catch_up(workspace) if parent is None else []
             result = subset(workspace, spec, name=name, parent=parent, overwrite=overwrite)
-            action, digest, folder, selection = result.action, result.digest, result.folder, result.selection
+        action, digest, folder, selection = result.action, result.digest, result.folder, result.selection
     document: dict[str, Any] = {"action": action, "spec": spec.line, "digest": digest, "folder": str(folder)}
     if selection is None:
         lines.append(f"up to date: {folder / 'manifest.csv'} ({spec.line}, digest {digest[:16]})")
@@ -227,6 +229,17 @@ def _catch_up(workspace: Workspace) -> list[str]:
     return lines
 
 
+def _require_current(workspace: Workspace) -> None:
+    """A dry run writes nothing, so it cannot bring catalog and annotations up to date itself."""
+    from imgprep.annotations import plan_annotations
+    from imgprep.catalog import plan_catalog
+    from imgprep.errors import MissingInputError
+
+    for name, plan in (("catalog", plan_catalog), ("annotations", plan_annotations)):
+        if plan(workspace)[0] == "run":
+            raise MissingInputError(f"a dry run needs an up-to-date {name}", f"run `imgprep {name}` first")
+
+
 def _selection_lines(selection: Selection, folder: Path, line: str, *, dry_run: bool) -> list[str]:
     lines = []
     if selection.passed_over:
@@ -235,6 +248,11 @@ def _selection_lines(selection: Selection, folder: Path, line: str, *, dry_run: 
         lines.append(f"passed over, too few training images: {listed}{more}")
     if selection.short:
         lines.append(f"short: {', '.join(f'{synset.label} {n}' for synset, n in selection.short)}")
+    seen = set(selection.manifest.loc[selection.manifest["split"] == "val", "wnid"])
+    without = [synset.label for synset in selection.catalog if synset.wnid not in seen]
+    if without:
+        more = f" and {len(without) - 5} more" if len(without) > 5 else ""
+        lines.append(f"without validation images: {', '.join(without[:5])}{more}")
     if selection.unlabelled:
         lines.append(f"{selection.unlabelled:,} validation pictures have no label and were left out")
     names = ", ".join(synset.synonyms[0] for synset in list(selection.catalog)[:12])

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 _EVERY_SECONDS: Final = 10.0
+_RATE_SECONDS: Final = 0.2
 
 
 class BarProgress:
@@ -24,6 +25,7 @@ class BarProgress:
     def __init__(self) -> None:
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
+        self._rated_at = 0.0
 
     def begin(self, what: str, total: int, unit: str) -> None:
         """Show the bar."""
@@ -38,8 +40,9 @@ class BarProgress:
             TextColumn(unit),
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("+"),
             TimeRemainingColumn(),
+            TextColumn("left"),
         )
         self._bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
         self._task = self._bar.add_task(what, total=total, rate="")
@@ -47,9 +50,15 @@ class BarProgress:
 
     def advance(self, n: int = 1) -> None:
         """Move the bar."""
-        if self._bar is not None and self._task is not None:
+        if self._bar is None or self._task is None:
+            return
+        self._bar.update(self._task, advance=n)
+        # Asking for the speed costs as much as reading an XML file.
+        now = time.monotonic()
+        if now - self._rated_at > _RATE_SECONDS:
+            self._rated_at = now
             speed = self._bar.tasks[0].speed
-            self._bar.update(self._task, advance=n, rate=f"{speed:,.0f}/s" if speed else "")
+            self._bar.update(self._task, rate=f"{speed:,.0f}/s" if speed else "")
 
     def finish(self) -> None:
         """Take the bar away."""

@@ -41,12 +41,15 @@ class IlsvrcLayout:
             MemberError: A list is damaged.
         """
         members = source.members()
-        prefix = next(member.name.split(_MARK, 1)[0] for member in members if _MARK in member.name)
+        prefix = _find_prefix(members, source)
         images: list[ImageMember] = []
         annotations: list[AnnotationMember] = []
         ignored: list[str] = []
         lists: dict[str, Member] = {}
         for member in members:
+            if not _is_plain(member.name):
+                ignored.append(member.name)
+                continue
             if member.name.startswith(prefix):
                 name = member.name[len(prefix) :]
                 found = _image(name, member)
@@ -61,10 +64,8 @@ class IlsvrcLayout:
                     ignored.append(member.name)
                     continue
             basename = member.name.rsplit("/", 1)[-1]
-            if basename in (MAPPING, VAL_SOLUTION):
+            if basename in (MAPPING, VAL_SOLUTION) and prefix.startswith(member.name.removesuffix(basename)):
                 lists.setdefault(basename, member)
-        if not images:
-            raise SourceError(f"{source.path} has a {_MARK} folder, but not one .JPEG in it", "check the archive")
         _check_unique(images, source)
         train_wnids = {image.wnid for image in images if image.split == "train"}
         if MAPPING in lists:
@@ -89,6 +90,32 @@ class IlsvrcLayout:
         )
 
 
+def _is_plain(name: str) -> bool:
+    """Whether a name can be written to a table and shown on a terminal."""
+    return name.isprintable() and "\ufffd" not in name
+
+
+def _find_prefix(members: Sequence[Member], source: Source) -> str:
+    """What stands before ``Data/CLS-LOC/`` in the names of the pictures.
+
+    Raises:
+        SourceError: There is no picture, or there are two trees of them.
+    """
+    prefixes: dict[str, int] = {}
+    for member in members:
+        before, mark, after = member.name.partition(_MARK)
+        if mark and _is_plain(member.name) and _image(mark + after, member) is not None:
+            prefixes[before] = prefixes.get(before, 0) + 1
+    # What a Mac puts beside every file it packs.
+    found = [prefix for prefix in prefixes if not prefix.startswith("__MACOSX/")]
+    if not found:
+        raise SourceError(f"{source.path} has a {_MARK} folder, but not one .JPEG in it", "check the archive")
+    if len(found) > 1:
+        listed = ", ".join(f"{prefix or '.'} ({prefixes[prefix]:,} pictures)" for prefix in found[:3])
+        raise SourceError(f"{source.path} holds {len(found)} trees: {listed}", "adopt an archive with one of them")
+    return found[0]
+
+
 def _image(name: str, member: Member) -> ImageMember | None:
     if match := _TRAIN.fullmatch(name):
         return ImageMember(match[2], "train", member, match[1]) if is_key(match[2]) else None
@@ -99,9 +126,9 @@ def _image(name: str, member: Member) -> ImageMember | None:
 
 
 def _annotation(name: str, member: Member) -> AnnotationMember | None:
-    if match := _TRAIN_XML.fullmatch(name):
+    if (match := _TRAIN_XML.fullmatch(name)) and is_key(match[2]):
         return AnnotationMember(match[2], "train", member, match[1])
-    if match := _VAL_XML.fullmatch(name):
+    if (match := _VAL_XML.fullmatch(name)) and is_key(match[1]):
         return AnnotationMember(match[1], "val", member)
     return None
 

@@ -51,10 +51,16 @@ def open_source(path: Path) -> Source:
         MissingInputError: Nothing is there.
         SourceError: It is none of them, or it is cut off or damaged.
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise SourceError(f"the path {str(path)!r} is not UTF-8", "rename it") from None
     if path.is_dir():
         from imgprep.sources.directory import DirectorySource
 
         return DirectorySource(path)
+    if path.exists() and not path.is_file():
+        raise SourceError(f"{path} is neither a file nor a directory", "check the path after --from")
     if not path.is_file():
         raise MissingInputError(f"{path} does not exist", "check the path after --from")
     with path.open("rb") as file:

@@ -19,10 +19,14 @@ class RangeFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._handle = -1
         self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._size = os.fstat(self._handle).st_size
 
     def pread(self, num_bytes: int, offset: int) -> bytes:
         """Read up to ``num_bytes`` at ``offset``; fewer at the end of the file."""
+        # A damaged directory may ask for exabytes: never allocate more than there is.
+        num_bytes = min(num_bytes, self._size - offset)
         parts: list[bytes] = []
         while num_bytes > 0:
             part = os.pread(self._handle, num_bytes, offset)

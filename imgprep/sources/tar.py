@@ -34,6 +34,8 @@ class TarSource:
                     if not info.isreg() or info.issparse():
                         continue
                     name = info.name.removeprefix("./")
+                    if info.size < 0:
+                        raise SourceError(f"{path} is a damaged tar: member {name} has a negative size")
                     if info.offset_data + info.size > size:
                         raise SourceError(
                             f"{path} is cut off: member {name} ends at byte {info.offset_data + info.size:,},"
@@ -44,12 +46,22 @@ class TarSource:
                         raise SourceError(f"{path} lists {name} twice", "make the archive again")
                     self._offsets[name] = (info.offset_data, info.size)
                 end = archive.offset
-        except tarfile.TarError as error:
+        except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
             raise SourceError(f"{path} is a damaged tar ({error})", "download or copy it again") from None
-        if size - end < tarfile.BLOCKSIZE and size < end + tarfile.BLOCKSIZE:
-            # tarfile stops at the end of the file without a word; a whole tar ends in blocks of zeros.
-            raise SourceError(f"{path} is cut off: its end mark is missing", "download or copy it again")
         self._file = RangeFile(path)
+        self._check_end(end, size)
+
+    def _check_end(self, end: int, size: int) -> None:
+        """Tarfile stops at the end of the file, and at a damaged header, without a word.
+
+        A whole tar ends in blocks of zeros and nothing else.
+        """
+        again = "download or copy it again"
+        if size - end < tarfile.BLOCKSIZE:
+            raise SourceError(f"{self.path} is cut off: its end mark is missing", again)
+        # Writers pad to 10 kB or so; where zeros go on for longer, the first mebibyte speaks for them.
+        if self._file.pread(1 << 20, end).strip(b"\0"):
+            raise SourceError(f"{self.path} is damaged: the header at byte {end:,} is none", again)
 
     def members(self) -> list[Member]:
         """All regular files in the order of the archive."""

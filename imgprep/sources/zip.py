@@ -48,11 +48,12 @@ class ZipSource:
         self._infos = {info.filename: info for info in infos if not info.is_dir()}
         if len(self._infos) < sum(not info.is_dir() for info in infos):
             raise SourceError(f"{path} lists a member name twice", "download or copy it again")
+        self._members = [Member(info.filename, info.file_size, info.CRC) for info in self._infos.values()]
         self._file = RangeFile(path)
 
     def members(self) -> list[Member]:
         """All files in the order of the archive's directory."""
-        return [Member(info.filename, info.file_size, info.CRC) for info in self._infos.values()]
+        return self._members
 
     def read(self, name: str) -> bytes:
         """The bytes of one member, checked by size and CRC-32.

@@ -6,6 +6,8 @@ import csv
 import zlib
 from pathlib import Path
 
+import pytest
+
 from imgprep.catalog import catalog
 from imgprep.records import UNLABELLED
 from imgprep.sources import open_source
@@ -56,3 +58,25 @@ def test_an_output_that_was_removed_is_made_again(fetched: Workspace) -> None:
 
     assert catalog(fetched).action == "run"
     assert (fetched.catalog / "classes.csv").is_file()
+
+
+def test_a_table_edited_at_the_same_size_is_made_again(fetched: Workspace) -> None:
+    catalog(fetched)
+    path = fetched.catalog / "manifest.csv"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"n90000001", b"n90000002", 1))
+
+    assert catalog(fetched).action == "run"
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"version":1}', '{"version":1,"inputs":{},"options":{},"counts":{},"outputs":[1]}',
+             '{"version":1,"inputs":{},"options":{},"counts":{},"outputs":{"classes.csv":1}}', "[" * 200_000],
+)  # fmt: skip
+def test_a_damaged_receipt_means_the_work_is_done_again(fetched: Workspace, text: str) -> None:
+    catalog(fetched)
+    (fetched.catalog / "catalog.receipt.json").write_text(text)
+
+    assert catalog(fetched).action == "run"
+    assert catalog(fetched).action == "skip"

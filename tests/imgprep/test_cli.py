@@ -104,6 +104,10 @@ def test_json_is_one_object_on_stdout(ready: Cli, toy_zip: Path) -> None:
 def test_dry_runs_write_nothing(ready: Cli, toy_zip: Path, tmp_path: Path) -> None:
     assert ready("fetch", "--from", toy_zip, "-n", "-w", "elsewhere").exit_code == 0
     assert not Path("elsewhere").exists()
+    fails(ready("subset", "-n"), 2, "a dry run needs an up-to-date catalog", "run `imgprep catalog` first")
+    ready("catalog")
+    fails(ready("subset", "-n"), 2, "a dry run needs an up-to-date annotations")
+    ready("annotations")
     assert "would choose 2 classes" in ready("subset", "--classes", "2", "--per-class", "4", "-n").stdout
     assert not Path("imgprep-data/subsets").exists()
     ready("subset", "--classes", "2", "--per-class", "4")
@@ -383,3 +387,28 @@ def test_a_closed_pipe_is_no_error_message(ready: Cli) -> None:
     )
 
     assert (result.stderr, result.stdout.startswith("Usage: imgprep")) == ("", True)
+
+
+def test_a_bug_is_one_line_and_its_place_can_be_asked_for(ready: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(workspace: Workspace) -> None:
+        raise ZeroDivisionError("on purpose")
+
+    monkeypatch.setattr("imgprep.catalog.catalog", broken)
+    fails(ready("catalog"), 1, "ZeroDivisionError: on purpose - this is a bug in imgprep")
+    monkeypatch.setenv("IMGPREP_TRACEBACK", "1")
+    assert isinstance(ready("catalog").exception, ZeroDivisionError)
+
+
+def test_classes_without_validation_images_are_said(ready: Cli) -> None:
+    assert "without validation images: n9" in ready("subset", "--val-per-class", "0").stdout
+
+
+def test_names_from_an_archive_do_not_steer_the_terminal(cli: Cli, toy_zip: Path, tmp_path: Path) -> None:
+    changed_archive(
+        toy_zip,
+        tmp_path / "a.zip",
+        lambda name, old: old.replace(b"disc", b"\x1b[31mdisc") if "mapping" in name else old,
+    )
+    cli("fetch", "--from", "a.zip")
+
+    assert "\x1b" not in cli("subset").stdout

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from imgprep.catalog import catalog
-from imgprep.errors import MissingInputError, OutputExistsError, SourceError
-from imgprep.fetch import fetch, plan_fetch
+from imgprep.errors import LockedError, MissingInputError, OutputExistsError, SourceError, UsageError
+from imgprep.fetch import adopt, fetch, plan_fetch
 from imgprep.sources.adopted import open_adopted, read_source_record
 from imgprep.testing.toy import ToySpec, write_toy_imagenet
 from imgprep.workspace import Workspace
@@ -79,3 +79,35 @@ def test_a_source_that_is_gone_is_named(tmp_path: Path, toy_zip: Path) -> None:
     Path(path).unlink()
     with pytest.raises(MissingInputError, match=r"copy\.zip is gone"):
         open_adopted(workspace)
+
+
+def test_a_source_that_was_only_touched_is_the_same(fetched: Workspace, tmp_path: Path) -> None:
+    """A copy with another time, or an archive drawn again, has the same listing."""
+    path = tmp_path / "toy.zip"
+    write_toy_imagenet(path, TINY)
+    workspace = Workspace(tmp_path / "w")
+    fetch(workspace, path)
+    os.utime(path, ns=(1, 1))
+
+    assert fetch(workspace, path).action == "skip"
+    assert read_source_record(workspace).mtime_ns == 1
+
+
+def test_a_workspace_inside_the_source_is_refused(tmp_path: Path) -> None:
+    """Its own files would change the listing with every stage."""
+    write_toy_imagenet(tmp_path / "toy", TINY)
+    with pytest.raises(UsageError, match="lies inside the source"):
+        fetch(Workspace(tmp_path / "toy" / "imgprep-data"), tmp_path / "toy")
+
+
+def test_two_plans_at_once_do_not_replace_each_other(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.zip", tmp_path / "b.zip"]
+    for path in paths:
+        write_toy_imagenet(path, TINY)
+    workspace = Workspace(tmp_path / "w")
+    first, second = (plan_fetch(workspace, path) for path in paths)
+    adopt(workspace, first)
+    with pytest.raises(LockedError, match="meanwhile"):
+        adopt(workspace, second)
+
+    assert read_source_record(workspace).name == "a.zip"

@@ -104,3 +104,38 @@ def test_a_lock_shuts_out_another_process_and_ends_when_it_is_killed(tmp_path: P
         other.kill()
     with locked(lock, holder="me"):
         pass
+
+
+def test_an_interruption_between_the_two_renames_brings_the_old_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with staged_folder(tmp_path / "out") as staging:
+        (staging / "old").write_text("old")
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name == ".out.tmp":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), staged_folder(tmp_path / "out") as staging:
+        (staging / "new").write_text("new")
+
+    assert (names(tmp_path), names(tmp_path / "out")) == (["out"], ["old"])
+
+
+def test_after_a_kill_between_the_two_renames_the_old_folder_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / ".out.old").mkdir()
+    (tmp_path / ".out.old" / "old").write_text("old")
+    (tmp_path / ".out.tmp").write_text("a file in the way")
+    with pytest.raises(ValueError, match="stop"), staged_folder(tmp_path / "out"):
+        raise ValueError("stop")
+
+    assert (names(tmp_path), names(tmp_path / "out")) == (["out"], ["old"])
+
+
+def test_json_nested_too_deeply_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[" * 200_000)
+    with pytest.raises(DamagedError, match="not valid JSON"):
+        read_json(tmp_path / "a.json")

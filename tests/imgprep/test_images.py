@@ -198,3 +198,8 @@ def test_the_awkward_pictures_meet_their_expectations(real_data: Path) -> None:
                 wrong.append((name, expected, size, outcome))
 
     assert wrong == []
+
+
+def test_a_picture_wider_than_a_jpeg_can_be_is_refused() -> None:
+    with pytest.raises(ImageError, match="70000 x 10 pixels, more than a JPEG"):
+        prepare(encode(Image.new("RGB", (70_000, 10)), "PNG"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -24,10 +25,10 @@ from imgprep.index import (
 )
 
 
-def make_index(*, num_samples: int = 3, num_bytes: int = 4096) -> ShardIndex:
+def make_index(*, num_samples: int = 3, num_bytes: int = 4096, samples_sha256: str = "cd") -> ShardIndex:
     shard = ShardInfo(filename="imgprep-train-000000.tar", num_samples=num_samples, num_bytes=num_bytes, sha256="ab")
     split = SplitInfo(
-        num_samples=num_samples, samples_filename="train.samples.npy", samples_sha256="cd", shards=(shard,)
+        num_samples=num_samples, samples_filename="train.samples.npy", samples_sha256=samples_sha256, shards=(shard,)
     )
     classes = (ClassInfo(label=0, wnid="n01440764", name="tench, Tinca tinca"), ClassInfo(label=1, wnid="n2", name="ü"))
     return ShardIndex(classes=classes, splits={"train": split}, spec={"size": 256}, provenance={"source": {}})
@@ -110,13 +111,20 @@ def test_read_index_takes_the_folder_too(tmp_path: Path) -> None:
     assert read_index(tmp_path) == make_index()
 
 
-def write_samples(folder: Path, rows: list[tuple[int, int, int, int, int]]) -> None:
+def write_samples(folder: Path, rows: list[tuple[int, int, int, int, int]]) -> ShardIndex:
     np.save(folder / "train.samples.npy", np.array(rows, dtype=list(SAMPLE_FIELDS)))
+    return index_of(folder)
+
+
+def index_of(folder: Path) -> ShardIndex:
+    """An index whose digest of the sample table is that of the file."""
+    content = (folder / "train.samples.npy").read_bytes()
+    return make_index(samples_sha256=hashlib.sha256(content).hexdigest())
 
 
 def test_samples_are_mapped_with_their_columns(tmp_path: Path) -> None:
-    write_samples(tmp_path, [(0, 512, 100, 1, 7), (0, 2048, 2048, 0, 8), (0, 4096, 0, 0, 9)])
-    table = open_samples(tmp_path / "index.json", make_index(), "train")
+    index = write_samples(tmp_path, [(0, 512, 100, 1, 7), (0, 2048, 2048, 0, 8), (0, 4096, 0, 0, 9)])
+    table = open_samples(tmp_path / "index.json", index, "train")
 
     assert (table.dtype.itemsize, table["label"].tolist(), isinstance(table, np.memmap)) == (24, [1, 0, 0], True)
 
@@ -133,21 +141,36 @@ def test_samples_are_mapped_with_their_columns(tmp_path: Path) -> None:
     ids=["shard", "length", "wrap-around", "label", "negative label"],
 )
 def test_samples_that_point_outside_are_damage(tmp_path: Path, row: tuple[int, int, int, int, int]) -> None:
-    write_samples(tmp_path, [(0, 512, 100, 1, 7), row, row])
+    index = write_samples(tmp_path, [(0, 512, 100, 1, 7), row, row])
     with pytest.raises(DamagedError, match="points outside"):
-        open_samples(tmp_path / "index.json", make_index(), "train")
+        open_samples(tmp_path / "index.json", index, "train")
 
 
-def test_samples_of_another_number_missing_or_pickled_are_damage(tmp_path: Path) -> None:
+def test_a_sample_table_with_one_changed_label_is_damage(tmp_path: Path) -> None:
+    rows = [(0, 512, 100, 1, 7), (0, 2048, 100, 0, 8), (0, 3072, 100, 0, 9)]
+    index = write_samples(tmp_path, rows)
+    write_samples(tmp_path, [*rows[:2], (0, 3072, 100, 1, 9)])
+    with pytest.raises(DamagedError, match="was changed"):
+        open_samples(tmp_path / "index.json", index, "train")
+
+
+def test_samples_of_another_number_missing_empty_or_pickled_are_damage(tmp_path: Path) -> None:
     index_path = tmp_path / "index.json"
     with pytest.raises(DamagedError, match="cannot be read"):
         open_samples(index_path, make_index(), "train")
-    write_samples(tmp_path, [(0, 512, 100, 1, 7)])
+    index = write_samples(tmp_path, [(0, 512, 100, 1, 7)])
     with pytest.raises(DamagedError, match="does not fit"):
-        open_samples(index_path, make_index(), "train")
+        open_samples(index_path, index, "train")
     np.save(tmp_path / "train.samples.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(DamagedError, match="cannot be read"):
-        open_samples(index_path, make_index(), "train")
+        open_samples(index_path, index_of(tmp_path), "train")
+    (tmp_path / "train.samples.npy").write_bytes(b"")
+    with pytest.raises(DamagedError, match="cannot be read"):
+        open_samples(index_path, index_of(tmp_path), "train")
+    with (tmp_path / "train.samples.npy").open("wb") as file:
+        np.savez(file, a=np.zeros(3))
+    with pytest.raises(DamagedError, match="no array"):
+        open_samples(index_path, index_of(tmp_path), "train")
 
 
 def test_an_unknown_split_is_said_with_the_known_ones(tmp_path: Path) -> None:

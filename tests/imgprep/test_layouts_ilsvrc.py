@@ -111,3 +111,34 @@ def test_the_real_lists_parse(real_data: Path) -> None:
 
     assert (len(catalog), catalog[0].label, len(labels)) == (1000, "n01440764 (tench)", 50_000)
     assert {wnid for wnid in labels.values() if not catalog.has(wnid)} == set()
+
+
+def test_two_trees_in_one_archive_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"holds 2 trees: A/ILSVRC/ \(1 pictures\), B/ILSVRC/"):
+        scan(tmp_path, {"A/" + TRAIN: b"", "B/" + TRAIN: b""})
+
+
+def test_what_a_mac_puts_beside_every_file_is_no_tree(tmp_path: Path) -> None:
+    listing = scan(tmp_path, {"__MACOSX/" + TRAIN: b"", TRAIN: b""})
+
+    assert [image.member.name for image in listing.images] == [TRAIN]
+
+
+def test_the_lists_are_those_beside_the_tree(tmp_path: Path) -> None:
+    listing = scan(tmp_path, {"other/LOC_synset_mapping.txt": b"broken", TRAIN: b"", "LOC_synset_mapping.txt": MAPPING})
+
+    assert len(listing.catalog) == 2
+
+
+@pytest.mark.parametrize("name", ["a\rb", "a\x1b[31mb", "a\nb"])
+def test_names_that_cannot_be_written_or_shown_are_left_out(tmp_path: Path, name: str) -> None:
+    listing = scan(tmp_path, {f"{name}/{TRAIN}": b"", TRAIN: b"", TRAIN.replace("_1.", f"_{name}."): b""})
+
+    assert [image.member.name for image in listing.images] == [TRAIN]
+    assert len(listing.ignored) == 2
+
+
+def test_annotations_with_odd_names_are_left_out(tmp_path: Path) -> None:
+    odd = "ILSVRC/Annotations/CLS-LOC/val/a.b.xml"
+
+    assert list(scan(tmp_path, {TRAIN: b"", odd: b""}).annotations) == []

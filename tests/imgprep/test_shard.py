@@ -322,8 +322,40 @@ def test_a_subset_that_is_missing_is_a_missing_input(sharded: Workspace) -> None
 def test_a_manifest_whose_labels_do_not_fit_is_refused(sharded: Workspace) -> None:
     path = sharded.subset("main") / "manifest.csv"
     path.write_text(path.read_text().replace(",0,", ",9,", 1))
+    with pytest.raises(ContradictionError, match=r"was changed since it was chosen"):
+        plan_job(sharded, SPEC, subset="main", name="new")
+    receipt = sharded.subset("main") / "subset.receipt.json"
+    document = json.loads(receipt.read_text())
+    document["outputs"]["manifest.csv"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    receipt.write_text(json.dumps(document))
     with pytest.raises(DamagedError, match=r"label 9"):
-        plan_job(sharded, SPEC, subset="main")
+        plan_job(sharded, SPEC, subset="main", name="new")
+
+
+@pytest.mark.parametrize("name", ["imgprep-train-000001.tar", "index.json", "train.samples.npy"])
+def test_overwrite_writes_again_what_was_changed_at_the_same_size(sharded: Workspace, name: str) -> None:
+    """The remedy that messages about damage give must work."""
+    before = digests(sharded.shards("main"))
+    path = sharded.shards("main") / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    job = plan_job(sharded, SPEC, subset="main", overwrite=True)
+    shard(sharded, job, SPEC)
+
+    assert job.action == "run"
+    assert digests(sharded.shards("main")) == before
+    assert plan_job(sharded, SPEC, subset="main", overwrite=True).action == "skip"
+
+
+@pytest.mark.parametrize(("old", "new"), [("n90000001_", "../../n90000001_"), ("n90000001_", "é"), ("train,", "../x,")])
+def test_keys_and_splits_that_could_leave_a_tar_are_refused(sharded: Workspace, old: str, new: str) -> None:
+    path = sharded.subset("main") / "manifest.csv"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(DamagedError, match=r"is no (key|split)"):
+        plan_job(sharded, SPEC, subset="main", name="new")
 
 
 def test_a_header_is_plain_ustar() -> None:

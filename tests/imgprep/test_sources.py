@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import tarfile
 import zipfile
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from imgprep.errors import MemberError, MissingInputError, SourceError
 from imgprep.sources import listing_digest, open_source
+from imgprep.sources.zip import ZipSource
 
 FILES = {"a/one.JPEG": b"\xff\xd8" + bytes(range(256)) * 9, "b/two.txt": b"x" * 5000, "empty": b""}
 
@@ -188,3 +190,39 @@ def test_a_file_that_changed_size_after_listing_is_noticed(tmp_path: Path) -> No
         (folder / "empty").write_bytes(b"grown")
         with pytest.raises(MemberError, match="changed"):
             source.read("empty")
+
+
+@pytest.mark.parametrize("damage", [b"x" * 10, bytes(512)], ids=["garbage", "zeros"])
+def test_a_tar_damaged_in_the_middle_is_not_taken_for_a_shorter_one(tmp_path: Path, damage: bytes) -> None:
+    path = write_tar(tmp_path / "t.tar", {f"m{number}": bytes([number]) * 600 for number in range(1, 9)})
+    content = bytearray(path.read_bytes())
+    header = content.index(b"m4\0")
+    content[header : header + len(damage)] = damage
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match="damaged"):
+        open_source(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("compress_size", 2**62), ("compress_size", 2**64 - 1), ("header_offset", 2**63)]
+)
+def test_a_member_that_claims_to_lie_outside_is_refused_without_allocating(
+    tmp_path: Path, field: str, value: int
+) -> None:
+    path = write_zip(tmp_path / "z.zip", {"m": b"0123456789"})
+    with ZipSource(path) as source:
+        setattr(source._infos["m"], field, value)
+        with pytest.raises(MemberError, match="cut off"):
+            source.read("m")
+
+
+def test_a_path_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.zip"))
+    write_zip(path, FILES)
+    with pytest.raises(SourceError, match="not UTF-8"):
+        open_source(path)
+
+
+def test_a_device_is_no_source() -> None:
+    with pytest.raises(SourceError, match="neither a file nor a directory"):
+        open_source(Path("/dev/null"))
