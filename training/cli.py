@@ -16,6 +16,7 @@ import click
 from imgprep.index import DEFAULT_NAME, DEFAULT_WORKSPACE, WORKSPACE_VARIABLE, find_index
 
 if TYPE_CHECKING:
+    from imgprep.index import ShardIndex
     from training.config import TrainConfig
     from training.runs import Run
 
@@ -40,7 +41,7 @@ def workspace_option(command: F) -> F:
 def device_options(command: F) -> F:
     """Add ``--device`` and ``--threads``."""
     command = click.option(
-        "--threads", type=click.IntRange(min=1), help="Threads for arithmetic and decoding.  [default: all cores]"
+        "--threads", type=click.IntRange(1, 1024), help="Threads for arithmetic and decoding.  [default: all cores]"
     )(command)
     return click.option(
         "--device",
@@ -77,13 +78,20 @@ def index_option(command: F) -> F:
     type=click.Choice(["tiny", "imagenet"]),
     help="Configuration to start from.  [default: tiny for training splits under 20,000 samples, else imagenet]",
 )
-@click.option("--name", metavar="RUN", help="Name of the run.  [default: RECIPE-1, RECIPE-2, ...: the next free one]")
+@click.option(
+    "--name",
+    metavar="RUN",
+    help="Name of the run.  [default: the newest run with the same options and shards; without one, the next free of"
+    " RECIPE-1, RECIPE-2, ...]",
+)
 @click.option(
     "--resume",
     is_flag=True,
     help="Go on with the named run, with the options it has, or with the newest unfinished one.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the named run if there is one.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace the named run if there is one; without --name, start a new one."
+)
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training split.  [default: the recipe's]")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Largest batch.  [default: the recipe's]")
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate.  [default: the recipe's]")
@@ -114,7 +122,8 @@ def train(
     """Train a network on shards and keep everything about it in a run.
 
     A run is a folder, WORKSPACE/runs/NAME, with its configuration, metrics.jsonl, checkpoints and learning curves.
-    Ctrl-C saves a checkpoint and says how to go on. Naming an unfinished run with its options goes on with it, too.
+    Ctrl-C saves a checkpoint and says how to go on. The same command given again goes on with an unfinished run, too,
+    and does nothing when the run is finished.
 
     \b
     Examples:
@@ -126,42 +135,34 @@ def train(
     from imgprep.errors import UsageError
     from imgprep.index import read_index
     from training import recipes, runs
-    from training.config import differences
     from training.console import Console
 
     if resume and overwrite:
         raise UsageError("--resume and --overwrite contradict each other", "give one of them")
+    runs.require_name(shards, "the name of shards")
     console = Console()
-    run: Run | None = None
+    changes = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "log_every": log_every}
+    found = False
     if resume:
-        run = runs.find_run(workspace, name) if name else runs.newest_run(workspace, unfinished=True)
+        run = runs.newest_run(workspace, unfinished=True) if name is None else runs.find_run(workspace, name)
         record = runs.read_record(run)
-        config, named = record.config, True
-        index_file = index_path or Path(record.index_path)
-        if recipe_name not in (None, config.recipe):
-            raise UsageError(f"run {run.name} has recipe {config.recipe}, not {recipe_name}", "leave out --recipe")
+        config = resumed_config(run, record.config, recipe_name, changes)
+        index_file = runs.index_of(run, record, index_path)
+        index = read_index(index_file)
+        num_train = samples_in(index, config.data.train_split)
     else:
-        index_file = index_path or find_index(workspace, shards)
-    if index_file.is_dir():
-        index_file /= "index.json"
-    index = read_index(index_file)
-    if run is None:
-        base = recipes.tiny().data.train_split
-        num_train = index.splits[base].num_samples if base in index.splits else 0
-        config, named = recipes.recipe(recipe_name or recipes.default_recipe(num_train)), recipe_name is not None
-        run = runs.find_run(workspace, name or runs.free_name(workspace, config.recipe))
-    started = config
-    config = with_options(config, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, log_every=log_every)
-    if resume and (found := differences(started, config)):
-        raise UsageError(
-            f"run {run.name} was started with other options ({'; '.join(found)})", "go on without them, or use --name"
-        )
-    num_train = index.splits[config.data.train_split].num_samples if config.data.train_split in index.splits else 0
-    if not resume:
-        console.say(recipes.describe(config, num_train, chosen=named))
+        index_file = find_index(workspace, shards) if index_path is None else runs.locate_index(index_path)
+        index = read_index(index_file)
+        num_train = samples_in(index, recipes.tiny().data.train_split)
+        config = recipes.recipe(recipe_name or recipes.default_recipe(num_train))
+        config = with_options(config, changes)
+        console.say(recipes.describe(config, num_train, chosen=recipe_name is not None))
+        run, found = choose_run(workspace, name, config, index.dataset_digest, anew=overwrite)
     if dry_run:
         click.echo(json.dumps(plan(config, run, index_file, num_train, device=device), indent=1))
         return
+    if found and not run.is_finished:
+        console.say(f"run {run.name} has these options and is not finished; this goes on with it")
 
     from training.extras import require_matplotlib, require_torch
 
@@ -178,27 +179,70 @@ def train(
         threads=threads,
         resume=resume,
         overwrite=overwrite,
+        found=found,
     )
     click.echo(json.dumps(result) if as_json else f"run {run.name}: {accuracy_line(result)}")
 
 
-def with_options(
-    config: TrainConfig,
-    *,
-    epochs: int | None,
-    batch_size: int | None,
-    lr: float | None,
-    seed: int | None,
-    log_every: int | None,
+def samples_in(index: ShardIndex, split: str) -> int:
+    """Samples in a split; none when there is no such split."""
+    return index.splits[split].num_samples if split in index.splits else 0
+
+
+def choose_run(
+    workspace: Path, name: str | None, config: TrainConfig, dataset_digest: str, *, anew: bool
+) -> tuple[Run, bool]:
+    """The run that a command without ``--resume`` means.
+
+    Args:
+        workspace: Where runs are.
+        name: What the user called it, if anything.
+        config: What is to be trained.
+        dataset_digest: Of the shards to learn from.
+        anew: Without a name, do not look for a run that is there.
+
+    Returns:
+        The run, which need not exist, and whether it was found by what it does rather than by its name.
+    """
+    from training import runs
+
+    if name is not None:
+        return runs.find_run(workspace, name), False
+    known = None if anew else runs.same_run(workspace, config, dataset_digest)
+    return known or runs.find_run(workspace, runs.free_name(workspace, config.recipe)), known is not None
+
+
+def resumed_config(
+    run: Run, started: TrainConfig, recipe_name: str | None, changes: dict[str, int | float | None]
 ) -> TrainConfig:
-    """Replace those settings of a configuration that were given."""
-    given = {"epochs": epochs, "seed": seed, "log_every": log_every}
-    return replace(
-        config,
-        **{key: value for key, value in given.items() if value is not None},  # type: ignore[arg-type]
-        data=config.data if batch_size is None else replace(config.data, batch_size=batch_size),
-        optim=config.optim if lr is None else replace(config.optim, lr=lr),
-    )
+    """The configuration of a run that goes on.
+
+    Raises:
+        UsageError: The options given are not those it was started with.
+    """
+    from imgprep.errors import UsageError
+    from training.config import differences
+
+    if recipe_name not in (None, started.recipe):
+        raise UsageError(f"run {run.name} has recipe {started.recipe}, not {recipe_name}", "leave out --recipe")
+    if found := differences(started, with_options(started, changes)):
+        raise UsageError(
+            f"run {run.name} was started with other options ({'; '.join(found)})", "go on without them, or use --name"
+        )
+    return started
+
+
+def with_options(config: TrainConfig, changes: dict[str, int | float | None]) -> TrainConfig:
+    """Replace those settings of a configuration that were given.
+
+    Args:
+        config: What to start from.
+        changes: Values of ``epochs``, ``seed``, ``log_every``, ``batch_size`` and ``lr``; None leaves one as it is.
+    """
+    given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
+    data = {key: given.pop(key) for key in ("batch_size",) if key in given}
+    optim = {key: given.pop(key) for key in ("lr",) if key in given}
+    return replace(config, **given, data=replace(config.data, **data), optim=replace(config.optim, **optim))
 
 
 def plan(config: TrainConfig, run: Run, index_path: Path, num_train: int, *, device: str) -> dict[str, Any]:
@@ -266,10 +310,10 @@ def evaluate(
       imgprep evaluate tiny-1 --json
     """
     from training import runs
-    from training.console import Console
+    from training.console import Console, printable
     from training.extras import require_matplotlib, require_torch
 
-    run = runs.find_run(workspace, name) if name else runs.newest_run(workspace)
+    run = runs.newest_run(workspace) if name is None else runs.find_run(workspace, name)
     runs.read_record(run)
     require_torch()
     require_matplotlib()
@@ -290,7 +334,8 @@ def evaluate(
     if as_json:
         click.echo(json.dumps(document))
     else:
-        click.echo(f"run {run.name}, {document['checkpoint']} on {document['split']}: {accuracy_line(document)}")
+        measured = printable(f"{document['checkpoint']} on {document['split']}")
+        click.echo(f"run {run.name}, {measured}: {accuracy_line(document)}")
 
 
 @click.command()
@@ -311,7 +356,7 @@ def report(*, name: str | None, workspace: Path, index_path: Path | None) -> Non
     from training.console import Console
     from training.report import report as report_run
 
-    run = runs.find_run(workspace, name) if name else runs.newest_run(workspace)
+    run = runs.newest_run(workspace) if name is None else runs.find_run(workspace, name)
     path, written_now = report_run(run, index_path=index_path)
     if not written_now:
         Console().say(f"run {run.name}: nothing changed since this report; nothing to do")

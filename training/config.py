@@ -210,9 +210,41 @@ def parse_config(text: str) -> TrainConfig:
     """
     try:
         document = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SpecError(f"the configuration is not valid JSON ({error})") from None
     return config_from(document)
+
+
+def require_shape(value: object, shape: object, where: str = "the document") -> None:
+    """Check JSON values that a person may have edited.
+
+    Args:
+        value: What was read.
+        shape: What it must be: a type (``float`` takes whole numbers, too), a dict with the keys that must be there and
+            their shapes, or a list of one shape, which all items must have.
+        where: What to call the value in errors.
+
+    Raises:
+        SpecError: It is something else; says where.
+    """
+    if isinstance(shape, dict):
+        require_shape(value, dict, where)
+        assert isinstance(value, dict)
+        for key, inner in shape.items():
+            if key not in value:
+                raise SpecError(f"{where} has no {key!r}")
+            require_shape(value[key], inner, repr(key))
+    elif isinstance(shape, list):
+        require_shape(value, list, where)
+        assert isinstance(value, list)
+        for item in value:
+            require_shape(item, shape[0], f"an item of {where}")
+    else:
+        assert isinstance(shape, type)
+        fits = type(value) is shape or (shape is float and type(value) is int)
+        # Numbers beyond 64 bits overflow where they are written out.
+        if not fits or (isinstance(value, int) and abs(value) >= 2**63):
+            raise SpecError(f"{where} is not of type {shape.__name__}")
 
 
 def config_from(document: object) -> TrainConfig:

@@ -15,6 +15,11 @@ PLAIN_INTERVAL: Final = 10.0
 """Off a terminal a task says where it is this often, in seconds."""
 
 
+def printable(text: str) -> str:
+    """The text with a blank for every character that could move a cursor or break a line."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 class Console:
     """Writes lines and progress; keeps quiet about neither on a pipe, only briefer.
 
@@ -33,7 +38,8 @@ class Console:
         self._live: Progress | None = None
 
     def say(self, line: str) -> None:
-        """Write one line; above the bar while there is one."""
+        """Write one line; above the bar while there is one. Names may come from anywhere: only printables pass."""
+        line = printable(line)
         if self._live is not None:
             self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
             return

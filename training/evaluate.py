@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from imgprep.errors import ContradictionError, MissingInputError
+from imgprep.errors import ContradictionError, DamagedError, MissingInputError
 from imgprep.index import ShardIndex, read_index
 from training.augment import evaluation_batch
-from training.checkpoint import load
+from training.checkpoint import Checkpoint, load
+from training.config import differences
 from training.devices import DeviceName, choose_device, describe_device
 from training.figures import draw_confusion, draw_photos
 from training.loader import PixelSource, choose_mode, decode_samples, open_source
@@ -21,7 +22,7 @@ from training.metrics import count_top_k, wilson_interval
 from training.models import build_model, channels_last
 from training.order import permutation, split_steps
 from training.reader import ShardReader
-from training.runs import Run, read_json, read_record, write_json
+from training.runs import Run, RunRecord, index_of, read_evaluation, read_record, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -140,18 +141,19 @@ def evaluate(
     split = split or config.data.val_split
     file = evaluation_file(run, checkpoint, split, config.data.val_split)
     state, sha256 = load(run.checkpoint(checkpoint))
-    index_path = index_path or Path(record.index_path)
+    index_path = index_of(run, record, index_path)
     index = read_index(index_path)
     if index.dataset_digest != state.dataset_digest:
         raise ContradictionError(
             f"the shards at {index_path} are not those of run {run.name}: dataset digest {state.dataset_digest[:12]}"
             f" expected, got {index.dataset_digest[:12]}",
-            "give the right ones with --shards or --index",
+            "give the right ones with --index",
         )
-    if file.exists():
-        known = read_json(file)
-        if known.get("checkpoint_sha256") == sha256 and known.get("split") == split:
-            return known, False
+    _require_agreement(run, record, state, index)
+    pictures = {kind: file.with_suffix(f".{kind}.png") for kind in ("confusion", "predictions")}
+    known = _known(run, file) if all(picture.exists() for picture in pictures.values()) else None
+    if known is not None and (known["checkpoint_sha256"], known["split"]) == (sha256, split):
+        return known, False
 
     where = choose_device(device)
     if threads is not None:
@@ -185,13 +187,31 @@ def evaluate(
             "eval_size": config.augment.eval_size,
             "device": describe_device(where),
         }
-        draw_confusion(
-            counts.confusion, [info.short_name for info in index.classes], file.with_suffix(".confusion.png")
-        )
-        _draw_predictions(reader, index, counts, size, file.with_suffix(".predictions.png"))
+        draw_confusion(counts.confusion, [info.short_name for info in index.classes], pictures["confusion"])
+        _draw_predictions(reader, index, counts, size, pictures["predictions"])
     # The numbers are written last: where they are, the pictures are.
     write_json(file, document)
     return document, True
+
+
+def _require_agreement(run: Run, record: RunRecord, state: Checkpoint, index: ShardIndex) -> None:
+    """Refuse a record that was edited: weights would not fit the network it describes."""
+    found = differences(record.config, state.config)
+    if record.num_classes != len(index.classes):
+        found.append(f"num_classes: {record.num_classes} is not {len(index.classes)}")
+    if found:
+        raise DamagedError(
+            f"{run.config} was edited: its checkpoint says otherwise ({'; '.join(found)})",
+            f"undo that, or train anew with --name {run.name} --overwrite",
+        )
+
+
+def _known(run: Run, file: Path) -> dict[str, Any] | None:
+    """What was measured before; what cannot be read is measured again."""
+    try:
+        return read_evaluation(run, file)
+    except (DamagedError, MissingInputError):
+        return None
 
 
 def _describe(run: Run, index: ShardIndex, counts: Counts, *, split: str, checkpoint: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Colours are those of Okabe and Ito, which colour-blind readers can tell apart; l
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from training.atomic import publish
+from training.console import printable
 from training.extras import require_matplotlib
 
 if TYPE_CHECKING:
@@ -52,8 +54,11 @@ def new_figure(width: float, height: float) -> Figure:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG atomically; equal pictures have equal bytes."""
     stream = io.BytesIO()
-    # Tight: the layout engine forgets labels beside pictures of a fixed aspect.
-    figure.savefig(stream, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.12)
+    with warnings.catch_warnings():
+        # Names in scripts that the font lacks are drawn as boxes: that is no concern of the user's terminal.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        # Tight: the layout engine forgets labels beside pictures of a fixed aspect.
+        figure.savefig(stream, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.12)
     publish(path, stream.getvalue())
 
 
@@ -130,7 +135,8 @@ def draw_photos(
             spine.set(visible=framed, color=ORANGE, linewidth=3)
         if number < len(titles):
             axes.imshow(pixels[number], interpolation="nearest")
-            axes.set_title(titles[number], fontsize=8, color=ORANGE if framed else "black", parse_math=False)
+            title = "\n".join(printable(line) for line in titles[number].split("\n"))
+            axes.set_title(title, fontsize=8, color=ORANGE if framed else "black", parse_math=False)
     save_figure(figure, path)
 
 
@@ -151,7 +157,7 @@ def draw_confusion(confusion: NDArray[np.int64], names: Sequence[str], path: Pat
     figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
     axes.set(xlabel="predicted", ylabel="true")
     if labelled:
-        places = np.arange(len(names))
+        places, names = np.arange(len(names)), [printable(name) for name in names]
         axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8, parse_math=False)
         axes.set_yticks(places, names, fontsize=8, parse_math=False)
         for row, column in np.argwhere(confusion > 0):

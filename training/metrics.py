@@ -45,24 +45,41 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         path: The file; a missing one has no lines.
 
     Raises:
-        DamagedError: Another line is not a JSON object.
+        DamagedError: Another line is not one that training writes.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = path.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         return []
     records = []
     for number, line in enumerate(lines, start=1):
-        if number == len(lines) and not line.endswith("\n"):
+        if number == len(lines) and not line.endswith(b"\n"):
             break
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
-        if not isinstance(record, dict):
-            raise DamagedError(f"line {number} of {path} is not a JSON object", "remove the line, or train anew")
+        if not _is_record(record):
+            raise DamagedError(
+                f"line {number} of {path} is not a line of metrics",
+                "remove the line, or train anew with --overwrite",
+            )
         records.append(record)
     return records
+
+
+def _is_record(record: object) -> bool:
+    """Whether a line has what resuming and drawing ask of it: its place, and numbers or nulls."""
+    return (
+        isinstance(record, dict)
+        and record.get("kind") in ("step", "epoch")
+        and all(type(record.get(key)) is int for key in ("epoch", "global_step"))
+        and all(
+            value is None or type(value) is float or (type(value) is int and abs(value) < 2**63)
+            for key, value in record.items()
+            if key != "kind"
+        )
+    )
 
 
 def keep_until(path: Path, *, global_step: int, epochs: int) -> None:
@@ -84,7 +101,7 @@ def keep_until(path: Path, *, global_step: int, epochs: int) -> None:
 def count_top_k(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     """How many samples have their label among the ``k`` highest logits.
 
-    Of equal logits the lower class comes first. A label whose logit is not a number is never right.
+    Of equal logits the lower class comes first. A sample with a logit that is not a number is never right.
 
     Args:
         logits: Shape ``(n, classes)``.
@@ -97,7 +114,7 @@ def count_top_k(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     own = logits.gather(1, labels[:, None])
     classes = (labels.new_ones(logits.shape[1]).cumsum(0) - 1)[None, :]
     behind = (logits < own) | ((logits == own) & (classes >= labels[:, None]))
-    return ((~behind).sum(dim=1) < k).sum()
+    return (((~behind).sum(dim=1) < k) & ~logits.isnan().any(dim=1)).sum()
 
 
 def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:

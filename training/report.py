@@ -13,13 +13,14 @@ from imgprep.errors import MissingInputError
 from imgprep.index import ShardIndex, read_index
 from training.atomic import publish
 from training.config import TrainConfig
+from training.console import printable
 from training.decode import decode_square
 from training.figures import draw_curves, draw_photos
 from training.metrics import read_metrics
 from training.order import permutation
 from training.reader import ShardReader
 from training.recipes import describe
-from training.runs import Run, RunRecord, read_json, read_record
+from training.runs import Run, RunRecord, index_of, read_evaluation, read_finished, read_record
 
 REPORT_VERSION: Final = 1
 """Raised when the same run would be written up otherwise."""
@@ -44,7 +45,8 @@ def report(run: Run, *, index_path: Path | None = None) -> tuple[Path, bool]:
         MissingExtraError: matplotlib is not installed.
     """
     record = read_record(run)
-    index = _find_shards(record, index_path or Path(record.index_path))
+    index_path = index_of(run, record, index_path)
+    index = _find_shards(record, index_path)
     mark = _mark(run, with_shards=index is not None)
     if _is_current(run, mark):
         return run.report, False
@@ -54,16 +56,16 @@ def report(run: Run, *, index_path: Path | None = None) -> tuple[Path, bool]:
     sections = [f"# Run {run.name}", _summary(run, record, epochs)]
     sections.append(_dataset_section(run, record, index))
     if index is not None:
-        _draw_samples(index, index_path or Path(record.index_path), record.config, run.folder / "samples.png")
+        _draw_samples(index, index_path, record.config, run.folder / "samples.png")
         sections.append("![Photos of the training split with their classes](samples.png)")
     sections += ["## Training", _training_table(record.config), "![Learning curves](curves.png)"]
     for file in sorted(run.folder.glob("eval*.json")):
-        sections.append(_evaluation_section(read_json(file), file))
+        sections.append(_evaluation_section(read_evaluation(run, file), file))
     if not (run.folder / "eval.json").exists():
         sections.append("Not evaluated yet: `imgprep evaluate` adds accuracy per class and the confusion matrix.")
-    sections += ["## Versions", _table(["package", "version"], [[k, v] for k, v in record.versions.items()])]
+    sections += ["## Versions", _table(["package", "version"], [[k, str(v)] for k, v in record.versions.items()])]
     sections.append(mark)
-    publish(run.report, ("\n\n".join(sections) + "\n").encode())
+    publish(run.report, ("\n\n".join(sections) + "\n").encode(errors="replace"))
     return run.report, True
 
 
@@ -78,9 +80,10 @@ def _mark(run: Run, *, with_shards: bool) -> str:
 
 def _is_current(run: Run, mark: str) -> bool:
     """Whether the report with this mark is there, with every picture it shows."""
-    if not run.report.exists():
+    try:
+        text = run.report.read_text(encoding="utf-8")
+    except (FileNotFoundError, UnicodeDecodeError):
         return False
-    text = run.report.read_text(encoding="utf-8")
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
     return text.rstrip().endswith(mark) and all((run.folder / picture).exists() for picture in pictures)
 
@@ -95,8 +98,8 @@ def _find_shards(record: RunRecord, index_path: Path) -> ShardIndex | None:
 
 
 def _summary(run: Run, record: RunRecord, epochs: list[dict[str, Any]]) -> str:
-    if run.is_finished:
-        finished = read_json(run.finished)
+    if run.finished.exists():
+        finished = read_finished(run)
         return (
             f"Top-1 {_share(finished['top1'])}, top-{finished['top5']['k']} {_share(finished['top5'])} on the"
             f" validation split, measured with the final weights after {finished['epochs']} epochs and"
@@ -124,7 +127,7 @@ def _dataset_section(run: Run, record: RunRecord, index: ShardIndex | None) -> s
             f" {split.num_bytes / 1e6:,.1f} MB"
             for name, split in index.splits.items()
         ]
-        names = ", ".join(f"{info.short_name} ({info.wnid})" for info in index.classes[:20])
+        names = ", ".join(printable(f"{info.short_name} ({info.wnid})") for info in index.classes[:20])
         more = f" and {len(index.classes) - 20} more" if len(index.classes) > 20 else ""
         lines.append(f"- {len(index.classes)} classes: {names}{more}")
     return lines[0] + "\n\n" + "\n".join(lines[1:])
@@ -194,4 +197,4 @@ def _percent(info: dict[str, Any]) -> str:
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(printable(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -14,26 +14,42 @@ Nothing here needs torch.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
-import platform
 import re
 import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 from imgprep.errors import DamagedError, LockedError, MissingInputError, OutputExistsError, SpecError
-from imgprep.index import DEFAULT_WORKSPACE
+from imgprep.index import DEFAULT_WORKSPACE, INDEX_FILENAME
 from training.atomic import publish
-from training.config import TrainConfig, config_from, differences
+from training.config import TrainConfig, config_from, differences, require_shape
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LOCK: Final = ".lock"
+
+_WRITTEN: Final = (
+    *(_LOCK, "config.json", "metrics.jsonl*", "checkpoints", "finished.json", "report.md", ".*.tmp"),
+    *("curves.png", "samples.png", "eval*.json", "eval*.png"),
+)
+"""Patterns of what a run writes into its folder."""
+
+_MEASURED: Final = {"k": int, "correct": int, "total": int, "share": float, "low": float, "high": float}
+_FINISHED: Final = {"epochs": int, "seconds": float, "checkpoint_sha256": str, "top1": _MEASURED, "top5": _MEASURED}
+_EVALUATION: Final = {
+    **dict.fromkeys(("checkpoint", "split", "views", "weights", "checkpoint_sha256"), str),
+    "top1": _MEASURED,
+    "top5": _MEASURED,
+    "loss": float,
+    "classes": [{"label": int, "wnid": str, "name": str, "correct": int, "num_samples": int}],
+    "confusion": list,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +63,17 @@ class Run:
     folder: Path
 
     def __post_init__(self) -> None:
-        _require_name(self.folder.name)
+        require_name(self.folder.name)
 
     @property
     def name(self) -> str:
         """Name of the run."""
         return self.folder.name
+
+    @property
+    def workspace(self) -> Path:
+        """The workspace it lies in."""
+        return self.folder.parent.parent
 
     @property
     def config(self) -> Path:
@@ -90,8 +111,8 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all epochs are done."""
-        return self.finished.exists()
+        """Whether all epochs are done and their outcome is there."""
+        return self.finished.exists() and self.checkpoint("last").exists()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +122,8 @@ class RunRecord:
     Attributes:
         config: What the run was asked to do.
         dataset_digest: Of the shards it learns from.
-        index_path: Where their index lay, absolute.
+        index_path: Where their index lay: relative to the workspace when it lay inside, so that both move together,
+            else absolute.
         num_classes: Outputs of the network.
         device: Name of the device it was started on.
         versions: Of Python and the packages that decide the numbers.
@@ -115,10 +137,15 @@ class RunRecord:
     versions: dict[str, str]
 
 
-def _require_name(name: str) -> None:
+def require_name(name: str, what: str = "a run's name") -> None:
+    """Refuse names that could leave their folder.
+
+    Raises:
+        SpecError: It has other characters, or is empty or too long.
+    """
     if not _NAME.fullmatch(name):
         raise SpecError(
-            f"a run's name must be letters, digits, '.', '_' and '-', starting with a letter or digit, got {name!r}"
+            f"{what} must be letters, digits, '.', '_' and '-', starting with a letter or digit, got {name!r}"
         )
 
 
@@ -128,7 +155,7 @@ def find_run(workspace: Path, name: str) -> Run:
     Raises:
         SpecError: The name could leave the folder of runs, or is odd in another way.
     """
-    _require_name(name)
+    require_name(name)
     return Run(folder=workspace / "runs" / name)
 
 
@@ -154,6 +181,19 @@ def newest_run(workspace: Path, *, unfinished: bool = False) -> Run:
             raise MissingInputError(f"no unfinished run in {workspace / 'runs'}", "start one with `imgprep train`")
         raise MissingInputError(f"no runs in {workspace / 'runs'}", "run `imgprep train` first")
     return runs[-1]
+
+
+def same_run(workspace: Path, config: TrainConfig, dataset_digest: str) -> Run | None:
+    """The run started last, of those with this configuration and these shards, if there is one."""
+    for run in reversed(list_runs(workspace)):
+        try:
+            record = read_record(run)
+        except DamagedError:
+            # What cannot be read is another run; who names it is told.
+            continue
+        if record.config == config and record.dataset_digest == dataset_digest:
+            return run
+    return None
 
 
 def free_name(workspace: Path, recipe: str) -> str:
@@ -187,25 +227,71 @@ def locked(run: Run) -> Iterator[None]:
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON file atomically, indented."""
-    publish(path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+    publish(path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, advice: str, shape: dict[str, Any] | None = None) -> dict[str, Any]:
     """Read a JSON object.
+
+    Args:
+        path: The file.
+        advice: What to do when it cannot be used.
+        shape: What it must hold; see :func:`training.config.require_shape`.
 
     Raises:
         MissingInputError: The file is not there.
         DamagedError: It holds something else.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        require_shape(document, {} if shape is None else shape)
     except FileNotFoundError:
-        raise MissingInputError(f"{path} does not exist") from None
-    except ValueError as error:
-        raise DamagedError(f"{path} is not valid JSON ({error})") from None
-    if not isinstance(document, dict):
-        raise DamagedError(f"{path} is not a JSON object")
+        raise MissingInputError(f"{path} does not exist", advice) from None
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is not valid JSON ({error})", advice) from None
+    except SpecError as error:
+        raise DamagedError(f"{path} is incomplete or was edited ({error})", advice) from None
     return document
+
+
+def read_finished(run: Run) -> dict[str, Any]:
+    """Read ``finished.json`` of a run; raises as :func:`read_json` does."""
+    return read_json(run.finished, shape=_FINISHED, advice=f"remove it, and `{resume_command(run)}` writes it again")
+
+
+def read_evaluation(run: Run, path: Path) -> dict[str, Any]:
+    """Read one of the files ``eval*.json`` of a run; raises as :func:`read_json` does."""
+    named = re.fullmatch(r"eval-(last|best)-(.+)\.json", path.name)
+    options = f" --checkpoint {named[1]} --split {shlex.quote(named[2])}" if named else ""
+    return read_json(path, shape=_EVALUATION, advice=f"run `imgprep evaluate {run.name}{options}`")
+
+
+def stored_index_path(run: Run, index_path: Path) -> str:
+    """How ``config.json`` names shards: see :attr:`RunRecord.index_path`."""
+    # As named first: the workspace may hold a link to shards that lie elsewhere.
+    for workspace, path in (
+        (run.workspace.absolute(), index_path.absolute()),
+        (run.workspace.resolve(), index_path.resolve()),
+    ):
+        if path.is_relative_to(workspace) and ".." not in path.parts:
+            return path.relative_to(workspace).as_posix()
+    return str(index_path.resolve())
+
+
+def locate_index(given: Path) -> Path:
+    """The ``index.json`` that an option means, which may name its folder."""
+    return given / INDEX_FILENAME if given.is_dir() else given
+
+
+def index_of(run: Run, record: RunRecord, given: Path | None = None) -> Path:
+    """The ``index.json`` of a run's shards.
+
+    Args:
+        run: The run.
+        record: Its record.
+        given: What the user named instead, if anything.
+    """
+    return locate_index(run.workspace / record.index_path if given is None else given)
 
 
 def write_record(run: Run, record: RunRecord) -> None:
@@ -222,59 +308,69 @@ def read_record(run: Run) -> RunRecord:
         DamagedError: It is not what :func:`write_record` writes.
     """
     if not run.exists:
-        known = ", ".join(other.name for other in list_runs(run.folder.parent.parent)) or "none"
+        known = ", ".join(other.name for other in list_runs(run.workspace)) or "none"
         raise MissingInputError(f"there is no run {run.name} in {run.folder.parent}", f"runs here: {known}")
-    document = read_json(run.config)
+    advice = f"train anew with --name {run.name} --overwrite"
+    shape = {"dataset_digest": str, "index_path": str, "num_classes": int, "device": str, "versions": dict}
+    document = read_json(run.config, shape={"config": dict, **shape}, advice=advice)
     try:
-        return RunRecord(
-            config=config_from(document["config"]),
-            dataset_digest=str(document["dataset_digest"]),
-            index_path=str(document["index_path"]),
-            num_classes=int(document["num_classes"]),
-            device=str(document["device"]),
-            versions=dict(document["versions"]),
-        )
-    except (KeyError, TypeError, ValueError, SpecError) as error:
-        raise DamagedError(
-            f"{run.config} is incomplete or was edited ({error})", "train anew with --overwrite"
-        ) from None
+        if b"\0" in os.fsencode(document["index_path"]):
+            raise SpecError("'index_path' is not a path")
+        return RunRecord(config=config_from(document["config"]), **{key: document[key] for key in shape})
+    except (OverflowError, UnicodeEncodeError, SpecError) as error:
+        raise DamagedError(f"{run.config} is incomplete or was edited ({error})", advice) from None
 
 
 def clear(run: Run) -> None:
     """Remove what a run wrote, and nothing else; the lock stays.
 
     Raises:
-        OutputExistsError: The folder holds files but no run.
+        OutputExistsError: The folder holds other files and no run.
     """
-    if not run.exists and any(path.name != _LOCK for path in run.folder.iterdir()):
+    written = {path for pattern in _WRITTEN for path in run.folder.glob(pattern)}
+    if not run.exists and set(run.folder.iterdir()) - written:
         raise OutputExistsError(f"{run.folder} holds files but no run", "choose another --name")
     # The record goes first: a folder without it is no run, whatever else a kill leaves there.
     run.config.unlink(missing_ok=True)
     run.finished.unlink(missing_ok=True)
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
-    for pattern in ("metrics.jsonl*", "eval*.json", "*.png", "report.md", ".*.tmp"):
-        for path in run.folder.glob(pattern):
+    for path in written:
+        if path.is_file() and path.name != _LOCK:
             path.unlink()
 
 
-def claim(run: Run, wanted: RunRecord, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+def _sha256(path: Path) -> str | None:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def begin(run: Run, record: RunRecord) -> None:
+    """Make a run new: remove what an earlier one of that name wrote, and write the record."""
+    clear(run)
+    write_record(run, record)
+
+
+def claim(run: Run, wanted: RunRecord, *, resume: bool) -> dict[str, Any] | None:
     """Decide what an existing run of that name means, and write the record of a new one.
 
     Args:
         run: Locked by the caller.
         wanted: What is to be trained now.
         resume: There must be such a run to go on with.
-        overwrite: Remove what an earlier run wrote.
 
     Returns:
-        The content of ``finished.json`` when the same run is complete. Else None: the run is new, or it was made with
-        the same options from the same shards and goes on where it stopped.
+        The content of ``finished.json`` when the same run is complete, its last checkpoint included. Else None: the run
+        is new, or it was made with the same options from the same shards and goes on where its checkpoint is.
 
     Raises:
         OutputExistsError: The run was made with other options or from other shards.
         MissingInputError: ``resume`` was asked for and there is no such run.
+        DamagedError: Its record or ``finished.json`` cannot be read.
     """
-    if run.exists and not overwrite:
+    if run.exists:
         record = read_record(run)
         found = differences(record.config, wanted.config)
         if record.dataset_digest != wanted.dataset_digest:
@@ -284,29 +380,25 @@ def claim(run: Run, wanted: RunRecord, *, resume: bool, overwrite: bool) -> dict
                 f"run {run.name} was made otherwise ({'; '.join(found)})",
                 "use the same options, choose another --name, or replace the run with --overwrite",
             )
-        if run.is_finished:
-            return read_json(run.finished)
+        (run.folder / "checkpoints").mkdir(exist_ok=True)
+        # Each kill while a checkpoint was being saved left its half behind.
+        for partial in (run.folder / "checkpoints").glob(".*.tmp"):
+            partial.unlink()
+        if run.finished.exists():
+            finished = read_finished(run)
+            if _sha256(run.checkpoint("last")) == finished["checkpoint_sha256"]:
+                return finished
+            # It speaks of weights that are gone: what is left of the run is trained again.
+            run.finished.unlink()
         return None
     if resume:
         raise MissingInputError(f"there is no run {run.name} to resume", "start it without --resume")
-    clear(run)
-    write_record(run, wanted)
+    begin(run, wanted)
     return None
 
 
 def resume_command(run: Run) -> str:
     """The command that goes on with a run."""
-    workspace = str(run.folder.parent.parent)
+    workspace = str(run.workspace)
     option = "" if workspace == DEFAULT_WORKSPACE else f" -w {shlex.quote(workspace)}"
     return f"imgprep train{option} --resume --name {run.name}"
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a run's numbers."""
-    versions = {"python": platform.python_version()}
-    for package in ("imgprep", "torch", "numpy", "opencv-python-headless", "simplejpeg"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed as a package"
-    return versions

@@ -8,6 +8,7 @@ CPU.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -204,11 +205,7 @@ class Trainer:
             ImgprepError: The loss is not finite.
         """
         loss, top1, top5, samples = sums.tolist()
-        if not loss < float("inf"):
-            raise ImgprepError(
-                f"the loss is not a finite number in epoch {self.position.epoch + 1}",
-                "try a lower --lr; the last checkpoint is from before",
-            )
+        self.require_finite("loss", loss)
         seconds = max(time.perf_counter() - since, 1e-9)
         return {
             "kind": kind,
@@ -258,11 +255,23 @@ class Trainer:
             self.leave()
         return counts
 
+    def require_finite(self, name: str, loss: float) -> None:
+        """Refuse to go on, or to call a run finished, with weights that have diverged."""
+        if not math.isfinite(loss):
+            raise ImgprepError(
+                f"the {name} is not a finite number in epoch {min(self.position.epoch + 1, self.config.epochs)}",
+                "try a lower --lr; the last checkpoint is from before",
+            )
+
     def validate(self) -> Counts:
-        """Count right answers on the validation split, with the averaged weights when there are any."""
+        """Count right answers on the validation split, with the averaged weights when there are any.
+
+        Raises:
+            ImgprepError: The loss is not finite.
+        """
         if self.average is not None:
             self.evaluated.load_state_dict(self.average.values)
-        return count_correct(
+        counts = count_correct(
             self.evaluated,
             self.val_source,
             num_samples=self.index.splits[self.config.data.val_split].num_samples,
@@ -270,6 +279,8 @@ class Trainer:
             eval_size=self.config.augment.eval_size,
             batch_size=self.config.data.batch_size,
         )
+        self.require_finite("validation loss", counts.loss)
+        return counts
 
     def seconds(self) -> float:
         """Time spent on this run so far, by all processes that worked on it."""

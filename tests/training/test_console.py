@@ -47,3 +47,15 @@ def test_a_line_said_beside_a_bar_stands_on_a_line_of_its_own() -> None:
 
     assert len(said) == 1
     assert re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said[0]) == "stopped [at] step 3"
+
+
+def test_control_characters_do_not_reach_the_terminal() -> None:
+    for terminal in (False, True):
+        stream = io.StringIO()
+        console = Console(stream, terminal=terminal)
+        console.say("class \x1b]0;owned\x07 \u732b\rx")
+        assert stream.getvalue() == "class  ]0;owned  \u732b x\n"
+    with console.task("decode", 10, "images") as advance:
+        advance(3)
+        console.say("one \x1b]0;two\x07")
+    assert "\x1b]0;" not in stream.getvalue()

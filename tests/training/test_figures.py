@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
 from training.figures import draw_confusion, draw_curves, draw_photos
 
@@ -74,3 +76,13 @@ def test_confusion_is_drawn_for_few_and_for_many_classes(tmp_path: Path) -> None
         path = tmp_path / f"{classes}.png"
         draw_confusion(np.eye(classes, dtype=np.int64) * 5, [f"class {k}" for k in range(classes)], path)
         assert colours(path, (0x38, 0xE8, 0xFE)) > 300, "the diagonal of a perfect model is bright"
+
+
+def test_names_in_any_script_and_with_control_characters_are_drawn_in_silence(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    warnings.simplefilter("always")
+    names = ["\u732b", "a\x1b[31mb\x07", "\U0001f431\tc", "\ud800"]
+    draw_photos(np.zeros((4, 16, 16, 3), dtype=np.uint8), names, tmp_path / "a.png", heading="h")
+    draw_confusion(np.eye(4, dtype=np.int64), names, tmp_path / "b.png")
+    assert [str(warning.message) for warning in recwarn] == []

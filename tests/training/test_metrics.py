@@ -12,22 +12,43 @@ from hypothesis import strategies as st
 from imgprep.errors import DamagedError, SpecError
 from training.metrics import MetricsLog, count_top_k, keep_until, read_metrics, wilson_interval
 
+LINE = {"kind": "step", "epoch": 1, "step": 3, "global_step": 3, "loss": 0.5}
+
 
 def test_lines_come_back(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for part in range(2):
         log = MetricsLog(path)
-        log.append({"global_step": part, "loss": 0.5, "bad": float("nan"), "worse": float("inf")})
+        log.append(LINE | {"global_step": part, "bad": float("nan"), "worse": float("inf")})
         log.close()
-    assert read_metrics(path) == [{"global_step": part, "loss": 0.5, "bad": None, "worse": None} for part in range(2)]
+    assert read_metrics(path) == [LINE | {"global_step": part, "bad": None, "worse": None} for part in range(2)]
 
 
 def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"global_step": 1}\n{"global_st')
-    assert read_metrics(path) == [{"global_step": 1}]
-    path.write_text('nonsense\n{"global_step": 1}\n')
-    with pytest.raises(DamagedError, match="line 1 of"):
+    path.write_text(json.dumps(LINE) + '\n{"global_st')
+    assert read_metrics(path) == [LINE]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"nonsense",
+        b"{}",
+        b"[]",
+        b"\xff",
+        b"[" * 200_000,
+        b'{"kind": "epoch"}',
+        b'{"kind": "epoch", "epoch": "1", "global_step": 1}',
+        b'{"kind": "epoch", "epoch": 1, "global_step": 1, "loss": "high"}',
+        b'{"kind": ["step"], "epoch": 1, "global_step": 1}',
+    ],
+    ids=lambda line: line[:60].decode(errors="replace"),
+)
+def test_a_line_that_training_did_not_write_is_damage(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(json.dumps(LINE).encode() + b"\n" + line + b"\n")
+    with pytest.raises(DamagedError, match=r"line 2 of .* is not a line of metrics - remove the line"):
         read_metrics(path)
 
 
@@ -61,8 +82,12 @@ def test_top_k_agrees_with_sorting(seed: int, classes: int, k: int) -> None:
 
 
 def test_what_is_not_a_number_is_never_right() -> None:
-    logits = torch.full((4, 3), float("nan"))
-    assert int(count_top_k(logits, torch.zeros(4, dtype=torch.int64), 1)) == 0
+    labels = torch.zeros(4, dtype=torch.int64)
+    # As many places as classes, and more: being among the first of them must not be enough.
+    for k in (1, 3, 5):
+        assert int(count_top_k(torch.full((4, 3), float("nan")), labels, k)) == 0
+        assert int(count_top_k(torch.tensor([[2.0, 1.0, float("nan")]]).expand(4, 3), labels, k)) == 0
+        assert int(count_top_k(torch.tensor([[2.0, 1.0, 0.0]]).expand(4, 3), labels, k)) == 4
 
 
 def test_intervals_agree_with_published_values() -> None:

@@ -51,7 +51,7 @@ def test_a_report_of_a_run_that_has_just_begun(workspace: Path, small_config: Tr
     record = RunRecord(
         config=small_config, dataset_digest="a" * 64, index_path="/gone", num_classes=6, device="cpu", versions={}
     )
-    claim(run, record, resume=False, overwrite=False)
+    claim(run, record, resume=False)
     assert "not finished: it stands before its first full epoch" in report(run)[0].read_text()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from training.recipes import tiny
 from training.runs import (
     Run,
     RunRecord,
+    begin,
     claim,
     clear,
     find_run,
@@ -29,12 +31,26 @@ RECORD = RunRecord(
     config=tiny(), dataset_digest="a" * 64, index_path="/x/index.json", num_classes=6, device="cpu", versions={}
 )
 
+MEASURED = {"k": 1, "correct": 1, "total": 4, "share": 0.25, "low": 0.05, "high": 0.7}
+FINISHED = {
+    "epochs": 60,
+    "seconds": 1.5,
+    "top1": MEASURED,
+    "top5": MEASURED | {"k": 5},
+    "checkpoint_sha256": hashlib.sha256(b"weights").hexdigest(),
+}
+
 
 def started(workspace: Path, name: str) -> Run:
     run = find_run(workspace, name)
     run.folder.mkdir(parents=True)
-    claim(run, RECORD, resume=False, overwrite=False)
+    claim(run, RECORD, resume=False)
     return run
+
+
+def finish(run: Run) -> None:
+    run.checkpoint("last").write_bytes(b"weights")
+    write_json(run.finished, FINISHED)
 
 
 def test_a_record_comes_back(tmp_path: Path) -> None:
@@ -65,10 +81,10 @@ def test_the_newest_run_is_the_one_started_last(tmp_path: Path) -> None:
         run = started(tmp_path, name)
         os.utime(run.config, ns=(age, age))
     assert newest_run(tmp_path).name == "a"
-    write_json(find_run(tmp_path, "a").finished, {})
+    finish(find_run(tmp_path, "a"))
     assert newest_run(tmp_path, unfinished=True).name == "c"
     for name in ("b", "c"):
-        write_json(find_run(tmp_path, name).finished, {})
+        finish(find_run(tmp_path, name))
     with pytest.raises(MissingInputError, match="no unfinished run"):
         newest_run(tmp_path, unfinished=True)
 
@@ -82,29 +98,29 @@ def test_an_unknown_run_names_the_known_ones(tmp_path: Path) -> None:
 def test_claiming_an_existing_run(tmp_path: Path) -> None:
     run = started(tmp_path, "one")
     # Unfinished and the same request: the command that started it goes on with it.
-    assert claim(run, RECORD, resume=False, overwrite=False) is None
-    assert claim(run, RECORD, resume=True, overwrite=False) is None
+    assert claim(run, RECORD, resume=False) is None
+    assert claim(run, RECORD, resume=True) is None
     other = replace(RECORD, config=replace(tiny(), epochs=3), dataset_digest="b" * 64)
     with pytest.raises(OutputExistsError, match=r"epochs: \d+ is not 3; dataset digest: aaaaaaaaaaaa is not bbbbbb"):
-        claim(run, other, resume=True, overwrite=False)
-    write_json(run.finished, {"done": 1})
-    assert claim(run, RECORD, resume=False, overwrite=False) == {"done": 1}
-    assert claim(run, other, resume=False, overwrite=True) is None
+        claim(run, other, resume=True)
+    finish(run)
+    assert claim(run, RECORD, resume=False) == FINISHED
+    begin(run, other)
     assert read_record(run) == other
     assert not run.is_finished
 
 
 def test_resuming_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match="no run two to resume"):
-        claim(find_run(tmp_path, "two"), RECORD, resume=True, overwrite=False)
+        claim(find_run(tmp_path, "two"), RECORD, resume=True)
 
 
 def test_overwriting_removes_only_what_runs_write(tmp_path: Path) -> None:
     run = started(tmp_path, "one")
-    for name in ("metrics.jsonl", "eval.json", "curves.png", "notes.txt", "checkpoints/last.pt"):
+    for name in ("metrics.jsonl", "eval.json", "curves.png", "notes.txt", "mine.png", "checkpoints/last.pt"):
         (run.folder / name).write_text("x")
     clear(run)
-    assert [path.name for path in run.folder.iterdir()] == ["notes.txt"]
+    assert sorted(path.name for path in run.folder.iterdir()) == ["mine.png", "notes.txt"]
     with pytest.raises(OutputExistsError, match="holds files but no run"):
         clear(run)
     assert (run.folder / "notes.txt").read_text() == "x"
@@ -136,3 +152,21 @@ def test_records_replace_atomically(tmp_path: Path) -> None:
     run = started(tmp_path, "one")
     write_record(run, RECORD)
     assert not list(run.folder.glob("*.tmp"))
+
+
+def test_a_run_killed_before_its_record_was_written_leaves_its_name_usable(tmp_path: Path) -> None:
+    run = find_run(tmp_path, "k")
+    (run.folder / "checkpoints").mkdir(parents=True)
+    (run.folder / ".lock").touch()
+
+    assert claim(run, RECORD, resume=False) is None
+    assert run.exists
+
+
+def test_going_on_removes_half_written_checkpoints(tmp_path: Path) -> None:
+    run = started(tmp_path, "one")
+    half = run.folder / "checkpoints" / ".last.pt.abc.tmp"
+    half.write_bytes(b"half")
+
+    assert claim(run, RECORD, resume=True) is None
+    assert not half.exists()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from imgprep.errors import ImgprepError, MemberError, OutputExistsError, UsageError
+from imgprep.errors import ImgprepError, MemberError, MissingInputError, OutputExistsError, UsageError
 from training import checkpoint as checkpoints
+from training import trainer as trainers
 from training.config import TrainConfig
 from training.console import Console
 from training.metrics import read_metrics
@@ -69,7 +71,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, global_step: int, number: signal.Si
 
 def test_a_run_leaves_what_it_promises(start: Callable[..., Any], small_config: TrainConfig) -> None:
     run, result, spoken = start("one")
-    assert result == read_json(run.finished)
+    assert result == read_json(run.finished, advice="")
     assert result["epochs"] == 2
     assert result["checkpoint_sha256"] == checkpoints.load(run.checkpoint("last"))[1]
     assert run.curves.read_bytes().startswith(b"\x89PNG")
@@ -167,7 +169,7 @@ def test_a_complete_run_is_not_done_again(start: Callable[..., Any], small_confi
     with pytest.raises(OutputExistsError, match=r"run one was made otherwise \(seed: 0 is not 9\)"):
         start("one", replace(small_config, seed=9))
     start("one", replace(small_config, seed=9), overwrite=True)
-    assert read_json(run.finished)["seed"] == 9
+    assert read_json(run.finished, advice="")["seed"] == 9
     assert len(lines(run)) == len({(line["kind"], line["global_step"]) for line in lines(run)})
 
 
@@ -221,6 +223,57 @@ def test_a_diverging_run_stops_with_advice(start: Callable[..., Any], small_conf
     config = replace(small_config, optim=replace(small_config.optim, optimizer="sgd", lr=1e30, warmup=0.0))
     with pytest.raises(ImgprepError, match=r"the loss is not a finite number in epoch 1 - try a lower --lr"):
         start("one", config)
+
+
+def test_a_validation_that_diverges_saves_nothing_and_finishes_nothing(
+    start: Callable[..., Any], workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = trainers.count_correct
+    monkeypatch.setattr(trainers, "count_correct", lambda *a, **k: replace(original(*a, **k), loss=float("nan")))
+    with pytest.raises(ImgprepError, match=r"the validation loss is not a finite number in epoch 1 - try a lower --lr"):
+        start("one")
+    run = find_run(workspace, "one")
+    assert not run.is_finished
+    assert list((run.folder / "checkpoints").iterdir()) == []
+
+
+def test_a_run_is_replaced_only_once_the_shards_are_decoded(
+    start: Callable[..., Any], small_config: TrainConfig, index_path: Path
+) -> None:
+    run, result, _ = start("one")
+    shard = index_path.parent / "imgprep-train-000000.tar"
+    content = bytearray(shard.read_bytes())
+    content[600] ^= 255
+    shard.write_bytes(content)
+    with pytest.raises(MemberError):
+        start("one", replace(small_config, seed=3), overwrite=True)
+    assert read_json(run.finished, advice="") == result
+    assert run.checkpoint("last").exists()
+    content[600] ^= 255
+    shard.write_bytes(content)
+    assert start("one", replace(small_config, seed=3), overwrite=True)[1]["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"train": 8}, "have no split 'val'; they have: train - choose again with `imgprep subset --val-per-class 1`"),
+        ({"train": 8, "val": 0}, "have no samples in split 'val'"),
+        ({"val": 8}, "have no split 'train'; they have: val - choose again with `imgprep subset --per-class 1`"),
+    ],
+)
+def test_shards_without_a_split_are_refused_with_advice(
+    tmp_path: Path,
+    small_config: TrainConfig,
+    console: Console,
+    shard_writer: Callable[..., Path],
+    splits: dict[str, int],
+    message: str,
+) -> None:
+    path = shard_writer(tmp_path / "few", splits=splits)
+    with pytest.raises(MissingInputError, match=re.escape(message)):
+        train(small_config, find_run(tmp_path, "one"), index_path=path, console=console, device="cpu")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_damage_is_found_while_streaming(

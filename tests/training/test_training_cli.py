@@ -6,16 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from training.checkpoint import load
 from training.cli import evaluate, report, train
 from training.metrics import read_metrics
-from training.runs import find_run, list_runs
+from training.runs import find_run, list_runs, read_record
 
 # Real pictures of 16 pixels are enlarged to the recipe's 80: about 30 ms a step.
 OPTIONS = ["--epochs", "3", "--batch-size", "4", "--log-every", "2", "--threads", "1", "--device", "cpu"]
@@ -130,6 +132,54 @@ def test_a_dry_run_writes_nothing(workspace: Path) -> None:
     assert not (workspace / "runs").exists()
 
 
+def in_process(workspace: Path, *arguments: str) -> str:
+    """Call ``train`` here, which spares loading torch; returns what it says and prints."""
+    options = ["-w", str(workspace), "--device", "cpu", "--threads", "1", *arguments]
+    result = CliRunner().invoke(train, options, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def names(workspace: Path) -> list[str]:
+    return sorted(run.name for run in list_runs(workspace))
+
+
+def test_the_command_that_started_a_run_goes_on_with_it_and_is_done_once(workspace: Path) -> None:
+    first = in_process(workspace, "--epochs", "1")
+    run = find_run(workspace, "tiny-1")
+    trained_at = run.checkpoint("last").stat().st_mtime_ns
+
+    again = in_process(workspace, "--epochs", "1")
+    assert "run tiny-1 did this already; nothing to do (another --seed or --name makes another run)\n" in again
+    assert again.splitlines()[-1] == first.splitlines()[-1]
+    assert json.loads(in_process(workspace, "--epochs", "1", "--dry-run").partition("\n")[2])["run"] == "tiny-1"
+    assert run.checkpoint("last").stat().st_mtime_ns == trained_at
+
+    # As a kill would leave it.
+    run.finished.unlink()
+    gone_on = in_process(workspace, "--epochs", "1")
+    assert "run tiny-1 has these options and is not finished; this goes on with it\n" in gone_on
+    assert "going on with run tiny-1 at epoch 2 step 0" in gone_on
+    assert run.is_finished
+    assert names(workspace) == ["tiny-1"]
+
+    for other in (["--seed", "1"], ["--overwrite"]):
+        in_process(workspace, "--epochs", "1", *other)
+    assert names(workspace) == ["tiny-1", "tiny-2", "tiny-3"]
+    # A run that cannot be read is no obstacle to others.
+    find_run(workspace, "tiny-3").config.write_text("{}")
+    assert "run tiny-1 did this already" in in_process(workspace, "--epochs", "1")
+
+
+def test_other_shards_make_another_run(workspace: Path, shard_writer: Callable[..., Path]) -> None:
+    in_process(workspace, "--epochs", "1")
+    shard_writer(workspace / "shards" / "more", splits={"train": 12, "val": 6}, seed=1)
+    in_process(workspace, "--epochs", "1", "--shards", "more")
+    assert names(workspace) == ["tiny-1", "tiny-2"]
+    record = read_record(find_run(workspace, "tiny-2"))
+    assert record.index_path == "shards/more/index.json"
+
+
 def test_missing_shards_are_a_usage_error(tmp_path: Path) -> None:
     for arguments in (["train"], ["train", "--index", str(tmp_path)], ["evaluate"], ["report", "tiny-7"]):
         refused = call(tmp_path, *arguments)
@@ -166,6 +216,11 @@ def test_a_missing_shard_and_a_damaged_one(workspace: Path, index_path: Path) ->
         ["--recipe", "huge"],
         ["--resume", "--overwrite"],
         ["--name", "../x"],
+        ["--name", ""],
+        ["--shards", "../../x"],
+        ["--shards", ""],
+        ["--shards", ".hidden"],
+        ["--threads", "1025"],
     ],
 )
 def test_impossible_options_are_usage_errors(workspace: Path, arguments: list[str]) -> None:
