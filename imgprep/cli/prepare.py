@@ -327,10 +327,14 @@ def shard(
       imgprep shard --images original --samples-per-shard 1000 --name full
     """
     from imgprep.cli.progress import make_progress
+    from imgprep.errors import UsageError
     from imgprep.executors import make_executor
     from imgprep.shard import ShardSpec, plan_job, shard
     from imgprep.workspace import Workspace
 
+    given = click.get_current_context().get_parameter_source("size")
+    if options["images"] == "original" and given is not click.core.ParameterSource.DEFAULT:
+        raise UsageError("--size means nothing with --images original, which shrinks nothing", "leave one of them out")
     spec = ShardSpec(**options)
     workspace = Workspace(root)
     workspace.require()

@@ -183,6 +183,12 @@ def test_values_that_cannot_be(ready: Cli, arguments: list[str]) -> None:
     fails(ready(*arguments), 2)
 
 
+def test_options_that_contradict_each_other(ready: Cli) -> None:
+    ready("subset", "--classes", "2", "--per-class", "2")
+    fails(ready("shard", "--images", "original", "--size", "64"), 2, "--size means nothing with --images original")
+    assert ready("shard", "--images", "original").exit_code == 0
+
+
 def test_a_wrong_path_leaves_nothing_behind(cli: Cli) -> None:
     fails(cli("fetch", "--from", "nowhere.zip"), 2, "nowhere.zip does not exist")
     assert list(Path.cwd().iterdir()) == []
