@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lxml import etree
-
 from imgprep.errors import (
     AnnotationError,
     ContradictionError,
@@ -15,19 +13,17 @@ from imgprep.errors import (
 )
 from imgprep.layouts import AnnotationMember, Listing, find_layout
 from imgprep.receipts import Action, Receipt, read_receipt
-from imgprep.records import Annotation, BoundingBox, Catalog, Rejected
+from imgprep.records import Annotation, Catalog, Rejected
 from imgprep.sources import Source
 from imgprep.sources.adopted import open_adopted, read_source_record
 from imgprep.stats import SILENT, Progress, Stats
 from imgprep.tables import BOXES_COLUMNS, VAL_COLUMNS, write_rejected, write_table
+from imgprep.voc import parse_annotation, val_label
 from imgprep.workspace import Workspace
 
 VAL: Final = "val.csv"
 BOXES: Final = "boxes.csv"
 REJECTED: Final = "annotations.rejected.csv"
-
-_MAX_XML: Final = 1 << 20
-"""Bytes one XML file may have; the largest of ILSVRC has about 20 objects in 5 KB."""
 
 NO_OBJECT: Final = "no object"
 """Reason of XML without an object. Real training annotations have such files, so it is listed but never an error."""
@@ -54,59 +50,6 @@ class AnnotationsResult:
 
     action: Action
     stats: Stats
-
-
-def parse_annotation(content: bytes, *, key: str, catalog: Catalog) -> Annotation:
-    """Parse one PASCAL VOC XML file. Entities are not expanded, nothing is loaded, and the size is bounded.
-
-    Args:
-        content: The bytes of the file.
-        key: Key of the picture; the ``<filename>`` in the XML is not trusted (it is ``%s`` in some real files).
-        catalog: Resolves the objects' names, which in some real files are names such as ``Scottish_deerhound``.
-
-    Returns:
-        The annotation, with boxes as the XML says them; it may hold no box.
-
-    Raises:
-        AnnotationError: Not XML, not VOC, an unknown class, or a coordinate that is no number.
-    """
-    if len(content) > _MAX_XML:
-        raise AnnotationError(f"{len(content):,} bytes, more than the limit of {_MAX_XML:,}")
-    # A new parser each time: lxml parsers are not to be shared between threads.
-    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
-    try:
-        root = etree.fromstring(content, parser)
-    except etree.XMLSyntaxError as error:
-        raise AnnotationError(f"not well-formed XML ({error.msg or 'empty'})") from None
-    if root.getroottree().docinfo.doctype:
-        raise AnnotationError("it declares a document type, which annotations have no need of")
-    if root.tag != "annotation":
-        raise AnnotationError(f"expected <annotation> at the top, found <{root.tag!s}>")
-    boxes = []
-    for item in root.iterfind("object"):
-        name = (item.findtext("name") or "").strip()
-        found = catalog.find(name)
-        if len(found) != 1:
-            raise AnnotationError(f"{len(found) or 'no'} class{'es are' if found else ' is'} named {name[:60]!r}")
-        box = item.find("bndbox")
-        if box is None:
-            raise AnnotationError(f"an object {name} has no <bndbox>")
-        boxes.append(BoundingBox(found[0].wnid, *(_pixel(box, side) for side in ("xmin", "ymin", "xmax", "ymax"))))
-    size = root.find("size")
-    width = None if size is None else _pixel(size, "width")
-    height = None if size is None else _pixel(size, "height")
-    return Annotation(key, width, height, tuple(boxes))
-
-
-def _pixel(element: etree._Element, name: str) -> int:
-    text = (element.findtext(name) or "").strip()
-    try:
-        value = float(text)
-        if abs(value) < 1e9:  # also refuses inf and nan
-            return round(value)
-    except ValueError:
-        pass
-    raise AnnotationError(f"<{name}> must be a number of pixels, got {text[:40]!r}")
 
 
 def plan_annotations(workspace: Workspace) -> tuple[Action, Receipt]:
@@ -217,21 +160,19 @@ def _val_labels(listing: Listing, found: list[tuple[AnnotationMember, Annotation
     by_key = {entry.key: annotation for entry, annotation in found if entry.split == "val"}
     labels: dict[str, str] = {}
     contradictions = []
-    for image in listing.images:
-        if image.split != "val":
-            continue
-        annotation = by_key.get(image.key)
-        classes = list(dict.fromkeys(box.wnid for box in annotation.boxes)) if annotation else []
-        choice = listed.get(image.key) or (classes[0] if len(classes) == 1 else None)
+    # Also those whose pictures are not here, as in a part of the archive: the lists are about the whole of it.
+    pictures = {image.key for image in listing.images if image.split == "val"}
+    for key in sorted(pictures | by_key.keys()):
+        classes = by_key[key].classes if key in by_key else ()
+        choice = val_label(listed.get(key), classes)
         # Objects of several classes are fine as long as one of them is what the list says.
         if choice is not None and classes and choice not in classes:
             xml = " and ".join(listing.catalog.by_wnid(wnid).label for wnid in classes)
             contradictions.append(
-                f"{image.key}: its XML says {xml}, {listing.val_labels_name} says"
-                f" {listing.catalog.by_wnid(choice).label}"
+                f"{key}: its XML says {xml}, {listing.val_labels_name} says {listing.catalog.by_wnid(choice).label}"
             )
         elif choice is not None:
-            labels[image.key] = choice
+            labels[key] = choice
     if contradictions:
         more = f" (and {len(contradictions) - 1} more such pictures)" if len(contradictions) > 1 else ""
         raise ContradictionError(

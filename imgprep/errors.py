@@ -9,6 +9,7 @@
     │   └── MissingExtraError        an optional dependency is not installed
     ├── DamagedError             3   an input is damaged, incomplete or contradicts itself
     │   ├── SourceError              the archive or folder as a whole
+    │   │   └── ChangedError             a remote archive was replaced meanwhile
     │   ├── MemberError              one member of it
     │   ├── AnnotationError          one XML file
     │   ├── ImageError               one picture
@@ -84,6 +85,10 @@ class DamagedError(ImgprepError):
 
 class SourceError(DamagedError):
     """The archive or folder cannot be read as a whole."""
+
+
+class ChangedError(SourceError):
+    """A remote archive was replaced since a part of it was fetched."""
 
 
 class MemberError(DamagedError):

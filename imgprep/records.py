@@ -16,7 +16,7 @@ SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 UNLABELLED: Final = -1
 """Label of an image whose class is not known (the test split, or validation before its XML was read)."""
 
-_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,89}")
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,89}")
 _WNID = re.compile(r"n\d{8}")
 
 
@@ -24,7 +24,7 @@ def is_key(text: str) -> bool:
     """Whether ``text`` can be a WebDataset key: no dot (it would
     split the extension), slash, blank or control byte, and short enough for a tar header.
     """
-    return _KEY.fullmatch(text) is not None
+    return KEY_PATTERN.fullmatch(text) is not None
 
 
 def is_wnid(text: str) -> bool:
@@ -156,6 +156,11 @@ class Annotation:
     width: int | None
     height: int | None
     boxes: tuple[BoundingBox, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Wnids of the objects, each once, in the order of the file."""
+        return tuple(dict.fromkeys(box.wnid for box in self.boxes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,9 @@ class Progress(Protocol):
     def advance(self, n: int = 1) -> None:
         """``n`` more units of the part are done."""
 
+    def note(self, text: str) -> None:
+        """Something to show beside the count, in place of what was shown before."""
+
     def finish(self) -> None:
         """The part is over, done or not."""
 
@@ -63,6 +66,9 @@ class SilentProgress:
         """Ignore."""
 
     def advance(self, n: int = 1) -> None:
+        """Ignore."""
+
+    def note(self, text: str) -> None:
         """Ignore."""
 
     def finish(self) -> None:

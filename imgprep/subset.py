@@ -1,8 +1,4 @@
-"""Stage ``subset``: choose classes and pictures by keyed hash; manifest in, manifest out.
-
-Every class and every picture has a rank: a hash of its name under the seed. The first N are taken. So a choice does
-not depend on the order of files, the platform or the Python version, and 10 x 100 lies inside 10 x 200.
-"""
+"""Stage ``subset``: choose classes and pictures by keyed hash (:mod:`imgprep.selection`); manifest in, manifest out."""
 
 from __future__ import annotations
 
@@ -10,72 +6,20 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
-from imgprep.errors import SpecError, UsageError
+from imgprep.errors import DamagedError, MissingInputError, SpecError
 from imgprep.files import sha256_file, staged_folder
 from imgprep.receipts import Action, Receipt, read_receipt
 from imgprep.records import SPLITS, Catalog, Synset
+from imgprep.selection import SELECTION_VERSION, SubsetSpec, choose_classes, choose_keys
+from imgprep.sources.adopted import read_source_record
+from imgprep.sources.part import read_part_record
 from imgprep.tables import VAL_COLUMNS, catalog_table, read_catalog, read_manifest, read_table, write_table
 from imgprep.workspace import Workspace
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SELECTION_VERSION: Final = 1
-"""Raised when the same spec would choose other rows."""
-
-_MAX_SEED: Final = 1 << 63
-
-
-@dataclass(frozen=True, kw_only=True)
-class SubsetSpec:
-    """A request for a subset.
-
-    Attributes:
-        classes: How many classes, or which: wnids or names. None takes all that have an image.
-        per_class: Training images a class. None takes all.
-        val_per_class: Validation images a class. None takes all.
-        seed: Another seed makes another choice.
-        allow_short: Take a named class also when it has fewer training images than asked for.
-    """
-
-    classes: int | tuple[str, ...] | None = None
-    per_class: int | None = None
-    val_per_class: int | None = None
-    seed: int = 0
-    allow_short: bool = False
-
-    def __post_init__(self) -> None:
-        if isinstance(self.classes, int) and self.classes < 1:
-            raise SpecError(f"classes must be 1 or more, got {self.classes}")
-        if isinstance(self.classes, tuple) and not all(name.strip() for name in (self.classes or ("",))):
-            raise SpecError("classes must name at least one class, and none may be empty")
-        if self.per_class is not None and self.per_class < 1:
-            raise SpecError(f"per_class must be 1 or more, got {self.per_class}")
-        if self.val_per_class is not None and self.val_per_class < 0:
-            raise SpecError(f"val_per_class must be 0 or more, got {self.val_per_class}")
-        if not 0 <= self.seed < _MAX_SEED:
-            raise SpecError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
-
-    def to_options(self) -> dict[str, Any]:
-        """The spec as JSON values."""
-        return {
-            "classes": list(self.classes) if isinstance(self.classes, tuple) else self.classes,
-            "per_class": self.per_class,
-            "val_per_class": self.val_per_class,
-            "seed": self.seed,
-            "allow_short": self.allow_short,
-        }
-
-    @property
-    def line(self) -> str:
-        """The spec on one line, for citing."""
-        classes = ",".join(self.classes) if isinstance(self.classes, tuple) else self.classes or "all"
-        return (
-            f"classes={classes} per-class={self.per_class or 'all'}"
-            f" val-per-class={'all' if self.val_per_class is None else self.val_per_class} seed={self.seed}"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,17 +52,6 @@ class Selection:
         return int((self.manifest["split"] == split).sum())
 
 
-def rank(seed: int, kind: str, name: str) -> bytes:
-    """Rank of a class or picture under a seed: BLAKE2b of its name, keyed by the seed, 16 bytes.
-
-    Args:
-        seed: The spec's seed.
-        kind: ``class`` or ``image``: their ranks are independent.
-        name: The wnid or the key.
-    """
-    return hashlib.blake2b(name.encode(), digest_size=16, key=seed.to_bytes(8, "big"), person=kind.encode()).digest()
-
-
 def select(manifest: pd.DataFrame, catalog: Catalog, spec: SubsetSpec) -> Selection:
     """Choose the rows of a manifest that a spec asks for; pure.
 
@@ -133,71 +66,25 @@ def select(manifest: pd.DataFrame, catalog: Catalog, spec: SubsetSpec) -> Select
     """
     train = manifest[manifest["split"] == "train"]
     counts = {str(wnid): int(n) for wnid, n in train.groupby("wnid").size().items()}
-    wanted = spec.per_class or 1
-    passed_over: list[tuple[Synset, int]] = []
-    short: list[tuple[Synset, int]] = []
-    if isinstance(spec.classes, tuple):
-        chosen = list({synset.wnid: synset for synset in map(catalog.resolve, spec.classes)}.values())
-        short = [(synset, counts.get(synset.wnid, 0)) for synset in chosen if counts.get(synset.wnid, 0) < wanted]
-        empty = [synset for synset, n in short if n == 0]
-        if empty:
-            raise UsageError(f"no training image of {_names(empty)} is in this source", "leave those classes out")
-        if short and not spec.allow_short:
-            listed = ", ".join(f"{synset.label} has {n}" for synset, n in short)
-            raise UsageError(
-                f"named classes with fewer than {wanted} training images: {listed}",
-                "ask for fewer with --per-class, or take what there is with --allow-short",
-            )
-    else:
-        eligible = [synset for synset in catalog if counts.get(synset.wnid, 0) >= wanted]
-        passed_over = [(s, counts[s.wnid]) for s in catalog if 0 < counts.get(s.wnid, 0) < wanted]
-        number = len(eligible) if spec.classes is None else spec.classes
-        if not counts:
-            raise UsageError("this manifest has no training image", "check the source with `imgprep catalog`")
-        if spec.classes is None and not eligible:
-            raise UsageError(
-                f"no class has {wanted} or more training images; the largest has {max(counts.values())}",
-                "ask for fewer with --per-class",
-            )
-        if number > len(eligible):
-            more = f" ({len(passed_over)} more have fewer)" if passed_over else ""
-            raise UsageError(
-                f"{number} classes were asked for, but only {len(eligible)} have {wanted} or more training images"
-                f"{more}",
-                "ask for fewer with --classes or --per-class",
-            )
-        chosen = sorted(eligible, key=lambda synset: rank(spec.seed, "class", synset.wnid))[:number]
-    chosen.sort(key=lambda synset: synset.index)
-    labels = {synset.wnid: label for label, synset in enumerate(chosen)}
+    choice = choose_classes(counts, catalog, spec)
+    labels = {synset.wnid: synset.index for synset in choice.catalog}
     rows = manifest[manifest["wnid"].isin(list(labels)) & manifest["split"].isin(["train", "val"])]
-    rows = _first_of_each(rows, spec)
+    kept: set[tuple[str, str]] = set()
+    for split, limit in (("train", spec.per_class), ("val", spec.val_per_class)):
+        for wnid, keys in rows[rows["split"] == split].groupby("wnid")["key"]:
+            kept.update((str(wnid), key) for key in choose_keys(keys, limit, seed=spec.seed))
+    # A key is in one split only.
+    rows = rows[[pair in kept for pair in zip(rows["wnid"], rows["key"], strict=True)]]
     rows = rows.assign(label=rows["wnid"].map(labels).astype("int64"))
     rows = rows.assign(place=rows["split"].map({split: place for place, split in enumerate(SPLITS)}))
     rows = rows.sort_values(["place", "label", "key"], kind="stable").drop(columns="place")
     return Selection(
         manifest=rows.reset_index(drop=True),
-        catalog=Catalog(Synset(synset.wnid, label, synset.name) for label, synset in enumerate(chosen)),
-        passed_over=passed_over,
-        short=short,
+        catalog=choice.catalog,
+        passed_over=choice.passed_over,
+        short=choice.short,
         unlabelled=int(((manifest["split"] == "val") & (manifest["wnid"] == "")).sum()),
     )
-
-
-def _first_of_each(rows: pd.DataFrame, spec: SubsetSpec) -> pd.DataFrame:
-    """Keep, in each split and class, the rows of the lowest ranks."""
-    ranked = rows.assign(rank=[rank(spec.seed, "image", key) for key in rows["key"]]).sort_values("rank", kind="stable")
-    place = ranked.groupby(["split", "wnid"]).cumcount()
-    limit = ranked["split"].map(
-        {
-            "train": len(rows) if spec.per_class is None else spec.per_class,
-            "val": len(rows) if spec.val_per_class is None else spec.val_per_class,
-        }
-    )
-    return ranked[place < limit].drop(columns="rank")
-
-
-def _names(synsets: Sequence[Synset]) -> str:
-    return ", ".join(synset.label for synset in synsets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +123,23 @@ def load_manifest(workspace: Workspace, parent: str | None) -> tuple[pd.DataFram
     manifest.loc[known, "wnid"] = wnids[known]
     inputs = {name: sha256_file(folder / f"{name}.csv") for name in ("manifest", "classes", "val")}
     return manifest, catalog, inputs | {"source": read_receipt(folder, "catalog")["inputs"]["source"]}
+
+
+def note_on_part(workspace: Workspace, spec: SubsetSpec) -> str:
+    """What to tell of a choice from a part of an archive, where the whole might give another; else nothing."""
+    try:
+        record = read_source_record(workspace)
+        if record.kind != "part":
+            return ""
+        part = read_part_record(workspace.root / record.path)
+    except (MissingInputError, DamagedError, FileNotFoundError):
+        return ""
+    if part.answers(spec.to_options()):
+        return ""
+    return (
+        f"chosen from the part of {part.archive.name} that was fetched; the whole archive might give another choice:"
+        " `imgprep fetch` with the same options adds what is missing"
+    )
 
 
 def plan_subset(workspace: Workspace, spec: SubsetSpec, *, parent: str | None = None) -> Selection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,3 +72,14 @@ class Workspace:
         """Hold the workspace against other stages that write to it; see :func:`imgprep.files.locked`."""
         with locked(self.root / ".lock", holder=holder):
             yield
+
+
+def default_cache() -> Path:
+    """Where directories of archives are kept: ``$IMGPREP_CACHE``, else ``imgprep`` in the user's cache folder (XDG).
+
+    What lies there only saves time: it is checked when it is used, and may be deleted.
+    """
+    named = os.environ.get("IMGPREP_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imgprep"

@@ -14,8 +14,9 @@ from imgprep.annotations import annotations
 from imgprep.catalog import catalog
 from imgprep.cli import main
 from imgprep.fetch import fetch
+from imgprep.selection import SubsetSpec
 from imgprep.shard import ShardSpec, plan_job, shard
-from imgprep.subset import SubsetSpec, subset
+from imgprep.subset import subset
 from imgprep.testing.toy import ToyListing, ToySpec, write_toy_imagenet
 from imgprep.workspace import Workspace
 

@@ -16,7 +16,8 @@ import click
 
 from imgprep import __version__
 from imgprep.cli.demo import demo
-from imgprep.cli.prepare import catalog, fetch, read_annotations, shard, subset
+from imgprep.cli.fetch import fetch
+from imgprep.cli.prepare import catalog, read_annotations, shard, subset
 from imgprep.errors import INTERRUPTED, ImgprepError, as_imgprep_error
 from training.cli import evaluate, report, train
 
@@ -91,7 +92,7 @@ def main() -> None:
     \b
     Examples:
       imgprep demo
-      imgprep fetch --from imagenet.zip
+      imgprep fetch --classes 10 --per-class 100
       imgprep subset --classes 10 --per-class 100
       imgprep shard
       imgprep train

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -97,14 +98,62 @@ class Classes(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gener
         return number
 
 
+class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic only from click 8.4 on
+    """A number of bytes, with a decimal unit if one likes: ``500k``, ``20MB``."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Turn the text into bytes."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)b?(?:/s)?", str(value).strip().lower())
+        if match is None:
+            self.fail(f"{value!r} is no size such as 500k, 20MB or 1.5G.", param, ctx)
+        number = float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[match[2]]
+        if number < 1:
+            self.fail(f"{value!r} is less than a byte.", param, ctx)
+        return number
+
+
+def selection_options(function: F) -> F:
+    """``--classes`` and what goes with it: the fields of :class:`imgprep.selection.SubsetSpec`."""
+    options = (
+        click.option(
+            "--classes",
+            type=Classes(),
+            default="all",
+            show_default=True,
+            help="How many classes, or which: wnids or names between commas.",
+        ),
+        click.option(
+            "--per-class", type=CountOrAll(1), default="all", show_default=True, help="Training images a class."
+        ),
+        click.option(
+            "--val-per-class", type=CountOrAll(0), default="all", show_default=True, help="Validation images a class."
+        ),
+        click.option(
+            "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another seed, another choice."
+        ),
+        click.option(
+            "--allow-short", is_flag=True, help="Take a named class also when it has fewer images than asked for."
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def print_result(lines: list[str], document: Mapping[str, Any], *, as_json: bool) -> None:
     """Print a result for people, or for programs."""
     if as_json:
         click.echo(json.dumps(document, ensure_ascii=False))
     else:
         for line in lines:
-            # Names from an archive must not steer the terminal.
-            click.echo("".join(c if c.isprintable() else " " for c in line))
+            click.echo(printable(line))
+
+
+def printable(text: str) -> str:
+    """The text without what could steer a terminal: names come from archives, reasons from servers."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def size_text(num_bytes: float) -> str:

@@ -1,4 +1,4 @@
-"""The commands that prepare a dataset: fetch, catalog, annotations, subset, shard."""
+"""The commands that prepare a dataset that is there: catalog, annotations, subset, shard."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from imgprep.cli.options import (
-    Classes,
-    CountOrAll,
     dry_run_option,
     json_option,
     overwrite_option,
     print_result,
+    selection_options,
     size_text,
     workspace_option,
 )
@@ -24,51 +23,6 @@ if TYPE_CHECKING:
     from imgprep.stats import Stats
     from imgprep.subset import Selection
     from imgprep.workspace import Workspace
-
-
-@click.command()
-@click.option(
-    "--from",
-    "path",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="A zip, tar or directory that holds the dataset.",
-)
-@workspace_option
-@overwrite_option
-@dry_run_option
-@json_option
-def fetch(path: Path, root: Path, overwrite: bool, dry_run: bool, as_json: bool) -> None:
-    """Adopt a dataset where it lies: nothing is copied or unpacked.
-
-    Records the place, size and listing of the source in raw/source.json of the workspace, which is made if need be. The
-    stages after it read pictures and annotations straight from the source.
-
-    \b
-    Examples:
-      imgprep fetch --from imagenet-object-localization-challenge.zip
-      imgprep fetch --from /data/imagenet --workspace my-imagenet
-    """
-    from dataclasses import asdict
-
-    from imgprep.fetch import adopt, plan_fetch
-    from imgprep.workspace import Workspace
-
-    workspace = Workspace(root)
-    # Looked at before the workspace is made: a wrong path leaves nothing behind.
-    result = plan_fetch(workspace, path, overwrite=overwrite)
-    if not dry_run:
-        root.mkdir(parents=True, exist_ok=True)
-        with workspace.locked("imgprep fetch"):
-            adopt(workspace, result)
-    record = result.record
-    verb = {"run": "would adopt" if dry_run else "adopted", "skip": "up to date: adopted before,"}[result.action]
-    lines = [
-        f"{verb} {record.kind} {record.path}",
-        f"{record.num_members:,} files, {size_text(record.num_bytes)}, layout {record.layout},"
-        f" listing {record.listing_sha256[:16]}",
-    ]
-    print_result(lines, {"action": result.action, "source": asdict(record)}, as_json=as_json)
 
 
 @click.command()
@@ -153,19 +107,7 @@ def _annotations_lines(workspace: Workspace, action: str, stats: Stats) -> list[
 
 
 @click.command()
-@click.option(
-    "--classes",
-    type=Classes(),
-    default="all",
-    show_default=True,
-    help="How many classes, or which: wnids or names between commas.",
-)
-@click.option("--per-class", type=CountOrAll(1), default="all", show_default=True, help="Training images a class.")
-@click.option(
-    "--val-per-class", type=CountOrAll(0), default="all", show_default=True, help="Validation images a class."
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another seed, another choice.")
-@click.option("--allow-short", is_flag=True, help="Take a named class also when it has fewer images than asked for.")
+@selection_options
 @click.option("--name", default=DEFAULT_NAME, show_default=True, help="Name of the subset.")
 @click.option("--from", "parent", help="Choose from this subset instead of the whole catalog.")
 @workspace_option
@@ -186,7 +128,8 @@ def subset(
       imgprep subset --classes n01440764,n02102040 --per-class 50 --name two
       imgprep subset --classes "tench,English springer" --val-per-class 10 --name named
     """
-    from imgprep.subset import SubsetSpec, plan_subset, subset
+    from imgprep.selection import SubsetSpec
+    from imgprep.subset import note_on_part, plan_subset, subset
     from imgprep.workspace import Workspace
 
     spec = SubsetSpec(**options)
@@ -210,6 +153,10 @@ def subset(
         document |= {split: selection.num_rows(split) for split in ("train", "val")}
         document["classes"] = [synset.wnid for synset in selection.catalog]
         document["passed_over"] = {synset.wnid: n for synset, n in selection.passed_over}
+    note = note_on_part(workspace, spec) if parent is None else ""
+    if note:
+        lines.append(f"note: {note}")
+        document["note"] = note
     print_result(lines, document, as_json=as_json)
 
 

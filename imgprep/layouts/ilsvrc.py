@@ -14,6 +14,7 @@ from imgprep.records import Catalog, Split, Synset, is_key, is_wnid
 from imgprep.sources import Member, Source
 
 _MARK: Final = "Data/CLS-LOC/"
+_XML_MARK: Final = "Annotations/CLS-LOC/"
 _TRAIN: Final = re.compile(r"Data/CLS-LOC/train/(n\d{8})/([^/]+)\.JPEG")
 _FLAT: Final = re.compile(r"Data/CLS-LOC/(val|test)/([^/]+)\.JPEG")
 _TRAIN_XML: Final = re.compile(r"Annotations/CLS-LOC/train/(n\d{8})/([^/]+)\.xml")
@@ -29,8 +30,8 @@ class IlsvrcLayout:
     name = "ilsvrc"
 
     def matches(self, members: Sequence[Member]) -> bool:
-        """Whether a ``Data/CLS-LOC/`` folder is there."""
-        return any(_MARK in member.name for member in members)
+        """Whether a ``Data/CLS-LOC/`` folder is there, or at least its annotations."""
+        return any(_MARK in member.name or _XML_MARK in member.name for member in members)
 
     def scan(self, source: Source) -> Listing:
         """List classes from the synset mapping, pictures, XML files and the labels of ``LOC_val_solution.csv``.
@@ -47,7 +48,7 @@ class IlsvrcLayout:
         ignored: list[str] = []
         lists: dict[str, Member] = {}
         for member in members:
-            if not _is_plain(member.name):
+            if not is_plain(member.name):
                 ignored.append(member.name)
                 continue
             if member.name.startswith(prefix):
@@ -90,13 +91,13 @@ class IlsvrcLayout:
         )
 
 
-def _is_plain(name: str) -> bool:
+def is_plain(name: str) -> bool:
     """Whether a name can be written to a table and shown on a terminal."""
     return name.isprintable() and "\ufffd" not in name
 
 
 def _find_prefix(members: Sequence[Member], source: Source) -> str:
-    """What stands before ``Data/CLS-LOC/`` in the names of the pictures.
+    """What stands before ``Data/CLS-LOC/`` in the names of the pictures; where only annotations were fetched, of those.
 
     Raises:
         SourceError: There is no picture, or there are two trees of them.
@@ -104,14 +105,16 @@ def _find_prefix(members: Sequence[Member], source: Source) -> str:
     prefixes: dict[str, int] = {}
     for member in members:
         before, mark, after = member.name.partition(_MARK)
-        if mark and _is_plain(member.name) and _image(mark + after, member) is not None:
+        if mark and is_plain(member.name) and _image(mark + after, member) is not None:
             prefixes[before] = prefixes.get(before, 0) + 1
     # What a Mac puts beside every file it packs.
     found = [prefix for prefix in prefixes if not prefix.startswith("__MACOSX/")]
+    if not found and not any(_MARK in member.name for member in members):
+        found = sorted({member.name.partition(_XML_MARK)[0] for member in members if _XML_MARK in member.name})
     if not found:
         raise SourceError(f"{source.path} has a {_MARK} folder, but not one .JPEG in it", "check the archive")
     if len(found) > 1:
-        listed = ", ".join(f"{prefix or '.'} ({prefixes[prefix]:,} pictures)" for prefix in found[:3])
+        listed = ", ".join(f"{prefix or '.'} ({prefixes.get(prefix, 0):,} pictures)" for prefix in found[:3])
         raise SourceError(f"{source.path} holds {len(found)} trees: {listed}", "adopt an archive with one of them")
     return found[0]
 

@@ -1,4 +1,4 @@
-"""Where images come from: a directory, a zip or a tar, listed and read member by member, never unpacked."""
+"""Where images come from: a directory, a zip, a tar or a tar.gz, listed and read member by member, never unpacked."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from imgprep.errors import MissingInputError, SourceError
+from imgprep.stats import SILENT, Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,13 @@ class Source(Protocol):
     ) -> None: ...
 
 
-def open_source(path: Path) -> Source:
-    """Open a directory, zip or tar, told apart by its first bytes, not by its name.
+def open_source(path: Path, *, cache: Path | None = None, progress: Progress = SILENT) -> Source:
+    """Open a directory, zip, tar, packed tar, or zip with a tar in it, told apart by content, not by name.
+
+    Args:
+        path: Where it lies.
+        cache: Folder to keep the index of a packed tar in; without, it is read once from end to end each time.
+        progress: Told of that pass, in bytes of the archive.
 
     Raises:
         MissingInputError: Nothing is there.
@@ -55,6 +61,10 @@ def open_source(path: Path) -> Source:
         str(path).encode()
     except UnicodeEncodeError:
         raise SourceError(f"the path {str(path)!r} is not UTF-8", "rename it") from None
+    if path.is_dir() and (path / "fetch.json").is_file():
+        from imgprep.sources.part import PartSource
+
+        return PartSource(path)
     if path.is_dir():
         from imgprep.sources.directory import DirectorySource
 
@@ -68,15 +78,21 @@ def open_source(path: Path) -> Source:
     if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         from imgprep.sources.zip import ZipSource
 
-        return ZipSource(path)
+        zipped = ZipSource(path)
+        from imgprep.sources.tar_gz import NestedZipSource, inner_tar
+
+        if inner_tar(zipped.members()) is None:
+            return zipped
+        with zipped:
+            return NestedZipSource(path, cache=cache, progress=progress)
     if head[257:262] == b"ustar":
         from imgprep.sources.tar import TarSource
 
         return TarSource(path)
     if head[:2] == b"\x1f\x8b":
-        raise SourceError(
-            f"{path} is compressed with gzip, which has no random access", "decompress it with gunzip first"
-        )
+        from imgprep.sources.tar_gz import TarGzSource
+
+        return TarGzSource(path, cache=cache, progress=progress)
     if not head:
         raise SourceError(f"{path} is empty", "download or copy it again")
     raise SourceError(f"{path} is neither a zip nor a tar nor a directory", "check the path, or download it again")
@@ -85,7 +101,10 @@ def open_source(path: Path) -> Source:
 def listing_digest(members: Sequence[Member]) -> str:
     """SHA-256 over names, sizes and known CRCs in name order: equal listings have equal digests."""
     digest = hashlib.sha256()
-    for member in sorted(members, key=lambda member: member.name):
+    # Two million names fit into memory well, two million members less so: they are made one at a time.
+    names = [member.name for member in members]
+    for place in sorted(range(len(names)), key=names.__getitem__):
+        member = members[place]
         crc = "" if member.crc32 is None else f"{member.crc32:08x}"
         digest.update(f"{member.name}\0{member.num_bytes}\0{crc}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

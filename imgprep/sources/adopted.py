@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 from imgprep.errors import DamagedError, MissingInputError, SourceError
 from imgprep.files import read_json, write_json
 from imgprep.sources import Source, listing_digest, open_source
-from imgprep.workspace import Workspace
+from imgprep.workspace import Workspace, default_cache
+
+_FOLDERS: Final = frozenset({"directory", "part"})
+"""Kinds of sources that have no size and time of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +20,8 @@ class SourceRecord:
     """What ``raw/source.json`` says of a source.
 
     Attributes:
-        path: Where it lies, absolute.
-        kind: ``zip``, ``tar`` or ``directory``.
+        path: Where it lies: absolute, or relative to the workspace when it lies in there.
+        kind: What it is: ``zip``, ``tar``, ``tar.gz``, ``zip+tar.gz``, ``directory``, or ``part`` of a remote archive.
         layout: How the dataset lies in it, e.g. ``ilsvrc``.
         num_bytes: Size of the archive; for a directory, of all its files.
         mtime_ns: Time of the last change of the archive, in nanoseconds since 1970; 0 for a directory.
@@ -39,13 +43,15 @@ class SourceRecord:
         return Path(self.path).name
 
 
-def describe_source(source: Source, *, layout: str) -> SourceRecord:
+def describe_source(workspace: Workspace, source: Source, *, layout: str) -> SourceRecord:
     """Make the record of an open source."""
     members = source.members()
     status = source.path.stat()
-    directory = source.kind == "directory"
+    directory = source.kind in _FOLDERS
+    path, root = source.path.resolve(), workspace.root.resolve()
     return SourceRecord(
-        path=str(source.path.resolve()),
+        # A workspace that holds what it fetched can be moved.
+        path=str(path.relative_to(root) if path.is_relative_to(root) else path),
         kind=source.kind,
         layout=layout,
         num_bytes=sum(member.num_bytes for member in members) if directory else status.st_size,
@@ -87,20 +93,25 @@ def open_adopted(workspace: Workspace) -> tuple[Source, SourceRecord]:
         SourceError: It changed since.
     """
     record = read_source_record(workspace)
-    path = Path(record.path)
+    path = workspace.root / record.path
+    fetched = not Path(record.path).is_absolute()
     if not path.exists():
         raise MissingInputError(
             f"the source {path} is gone",
-            "bring it back, or run `imgprep fetch --from PATH --overwrite` with its new place",
+            "run the same `imgprep fetch` again"
+            if fetched
+            else "bring it back, or run `imgprep fetch --from PATH --overwrite` with its new place",
         )
-    source = open_source(path)
-    if source.kind != "directory":
+    source = open_source(path, cache=default_cache())
+    if source.kind not in _FOLDERS:
         status = path.stat()
         if (status.st_size, status.st_mtime_ns) == (record.num_bytes, record.mtime_ns):
             return source, record
     if listing_digest(source.members()) != record.listing_sha256:
         raise SourceError(
             f"{path} changed since it was adopted: its listing is another one",
-            f"run `imgprep fetch --from {path} --overwrite` if that is intended",
+            "run the same `imgprep fetch` again"
+            if fetched
+            else f"run `imgprep fetch --from {path} --overwrite` if that is intended",
         )
     return source, record

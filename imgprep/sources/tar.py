@@ -2,21 +2,140 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Final, Protocol, Self, cast
 
 from imgprep.errors import MemberError, SourceError
 from imgprep.sources import Member
 from imgprep.sources.ranges import RangeFile
+
+_AGAIN: Final = "download or copy it again"
+_MAX_HEADER: Final = 1 << 20
+"""Bytes of one extended header. Names and times take some hundreds; the size written in it may be anything."""
+
+
+class TarStream(Protocol):
+    """Bytes of a tar, read forward; ``seek`` skips ahead and never goes back."""
+
+    def read(self, num_bytes: int, /) -> bytes:
+        """Up to ``num_bytes``, fewer at the end."""
+
+    def seek(self, offset: int, /) -> int:
+        """Skip ahead to ``offset``, or to the end where that comes first."""
+
+    def tell(self) -> int:
+        """Offset of the next byte."""
+
+
+class FileRange(io.RawIOBase):
+    """A byte range of a file as a file of its own.
+
+    Args:
+        file: The file; it stays open when the range is closed.
+        start: First byte of the range.
+        num_bytes: Length of the range.
+    """
+
+    def __init__(self, file: RangeFile, start: int, num_bytes: int) -> None:
+        self._file = file
+        self._start = start
+        self._position = 0
+        self.num_bytes = num_bytes
+
+    def pread(self, num_bytes: int, offset: int) -> bytes:
+        """Read up to ``num_bytes`` at ``offset`` without moving the position."""
+        return self._file.pread(min(num_bytes, self.num_bytes - offset), self._start + offset)
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        """Fill ``buffer`` as far as the range goes."""
+        content = self.pread(len(buffer), self._position)
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move the position."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.num_bytes}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        """The position."""
+        return self._position
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+
+class _Headers:
+    """What :mod:`tarfile` reads from: no read is larger than a header may be, and the last one is remembered."""
+
+    def __init__(self, stream: TarStream) -> None:
+        self._stream = stream
+        self.last = b""
+        self.seek = stream.seek
+        self.tell = stream.tell
+
+    def read(self, num_bytes: int) -> bytes:
+        if not 0 <= num_bytes <= _MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {num_bytes:,} bytes")
+        self.last = self._stream.read(num_bytes)
+        return self.last
+
+
+def walk_tar(stream: TarStream, path: Path) -> Iterator[tuple[str, int, int]]:
+    """List the regular files of a tar by walking its headers forward.
+
+    Between two steps the caller may read the content of the file just listed from ``stream``.
+
+    Args:
+        stream: The tar, at its start.
+        path: What messages call it.
+
+    Yields:
+        Name, offset of the content and size. Links, devices and sparse files are passed over.
+
+    Raises:
+        SourceError: It is cut off or damaged.
+    """
+    headers = _Headers(stream)
+    try:
+        with tarfile.open(fileobj=cast("IO[bytes]", headers), mode="r:", errorlevel=2) as archive:
+            while (info := archive.next()) is not None:
+                # Tarfile remembers every header, a kilobyte each; millions of them are a lot.
+                archive.members.clear()  # type: ignore[attr-defined]
+                if info.size < 0:
+                    raise SourceError(f"{path} is a damaged tar: member {info.name} has a negative size", _AGAIN)
+                if info.isreg() and not info.issparse():
+                    yield info.name.removeprefix("./"), info.offset_data, info.size
+            end = archive.offset
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+        raise SourceError(f"{path} is a damaged tar ({error})", _AGAIN) from None
+    # Tarfile stops at the end of the file, and at a damaged header, without a word: a whole tar ends in blocks of
+    # zeros and nothing else. Writers pad to 10 kB or so; where zeros go on, the first mebibyte speaks for them.
+    rest = (headers.last if stream.tell() > end else b"") + stream.read(1 << 20)
+    if len(rest) < tarfile.BLOCKSIZE:
+        raise SourceError(f"{path} is cut off: its end mark is missing", _AGAIN)
+    if rest.strip(b"\0"):
+        raise SourceError(f"{path} is damaged: the header at byte {end:,} is none", _AGAIN)
 
 
 class TarSource:
     """A plain tar. Only regular files count; links and devices are passed over.
 
     Args:
-        path: The archive.
+        path: The archive, or the file that holds it.
+        start: Where the tar starts in the file.
+        num_bytes: Length of the tar; None: to the end of the file.
 
     Raises:
         SourceError: It is cut off or damaged.
@@ -24,44 +143,20 @@ class TarSource:
 
     kind = "tar"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, start: int = 0, num_bytes: int | None = None) -> None:
         self.path = path
         self._offsets: dict[str, tuple[int, int]] = {}
-        size = path.stat().st_size
-        try:
-            with tarfile.open(path, "r:", errorlevel=2) as archive:
-                for info in archive:
-                    if not info.isreg() or info.issparse():
-                        continue
-                    name = info.name.removeprefix("./")
-                    if info.size < 0:
-                        raise SourceError(f"{path} is a damaged tar: member {name} has a negative size")
-                    if info.offset_data + info.size > size:
-                        raise SourceError(
-                            f"{path} is cut off: member {name} ends at byte {info.offset_data + info.size:,},"
-                            f" the file has {size:,}",
-                            "download or copy it again",
-                        )
-                    if name in self._offsets:
-                        raise SourceError(f"{path} lists {name} twice", "make the archive again")
-                    self._offsets[name] = (info.offset_data, info.size)
-                end = archive.offset
-        except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-            raise SourceError(f"{path} is a damaged tar ({error})", "download or copy it again") from None
+        self._start = start
         self._file = RangeFile(path)
-        self._check_end(end, size)
-
-    def _check_end(self, end: int, size: int) -> None:
-        """Tarfile stops at the end of the file, and at a damaged header, without a word.
-
-        A whole tar ends in blocks of zeros and nothing else.
-        """
-        again = "download or copy it again"
-        if size - end < tarfile.BLOCKSIZE:
-            raise SourceError(f"{self.path} is cut off: its end mark is missing", again)
-        # Writers pad to 10 kB or so; where zeros go on for longer, the first mebibyte speaks for them.
-        if self._file.pread(1 << 20, end).strip(b"\0"):
-            raise SourceError(f"{self.path} is damaged: the header at byte {end:,} is none", again)
+        size = path.stat().st_size - start if num_bytes is None else num_bytes
+        for name, offset, length in walk_tar(FileRange(self._file, start, size), path):
+            if offset + length > size:
+                raise SourceError(
+                    f"{path} is cut off: member {name} ends at byte {offset + length:,}, the tar has {size:,}", _AGAIN
+                )
+            if name in self._offsets:
+                raise SourceError(f"{path} lists {name} twice", "make the archive again")
+            self._offsets[name] = (offset, length)
 
     def members(self) -> list[Member]:
         """All regular files in the order of the archive."""
@@ -76,7 +171,7 @@ class TarSource:
         if name not in self._offsets:
             raise MemberError(f"{self.path} has no member {name}")
         offset, size = self._offsets[name]
-        return self._file.read_exactly(size, offset, what=f"member {name} of {self.path.name}")
+        return self._file.read_exactly(size, self._start + offset, what=f"member {name} of {self.path.name}")
 
     def __enter__(self) -> Self:
         return self

@@ -1,24 +1,28 @@
-"""A zip archive as a source: its directory is read once, its members by range."""
+"""A zip archive as a source: its directory is read once into arrays, its members by range."""
 
 from __future__ import annotations
 
-import struct
-import zipfile
-import zlib
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from imgprep.errors import MemberError, SourceError
-from imgprep.sources import Member
 from imgprep.sources.ranges import RangeFile
+from imgprep.sources.zip_directory import (
+    LOCAL_HEADER_BYTES,
+    TAIL_BYTES,
+    DirectoryPlace,
+    DirectoryReader,
+    TailTooShort,
+    ZipDirectory,
+    ZipMembers,
+    check_readable,
+    find_directory,
+    local_header_bytes,
+    member_content,
+)
 
-# APPNOTE.TXT 4.3.7: signature, version, flags, method, time, date, crc, sizes, name length, extra length.
-_LOCAL_HEADER: Final = struct.Struct("<4s5H3I2H")
-_LOCAL_SIGNATURE: Final = b"PK\x03\x04"
-_ENCRYPTED: Final = 0x1
-_MAX_MEMBER: Final = 1 << 30
-"""Bytes one member may have when it is inflated. No picture or list of ImageNet comes near it."""
+_PIECE: Final = 1 << 20
 
 
 class ZipSource:
@@ -29,31 +33,45 @@ class ZipSource:
 
     Raises:
         SourceError: Its end or its directory is missing or damaged.
+
+    Attributes:
+        directory: What the archive lists.
     """
 
     kind = "zip"
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with zipfile.ZipFile(path) as archive:
-                infos = archive.infolist()
-        except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, EOFError) as error:
-            size = path.stat().st_size
-            raise SourceError(
-                f"{path} is cut off or damaged: it starts like a zip, but its directory cannot be read"
-                f" in {size:,} bytes ({error})",
-                "compare its size with the original and download or copy it again",
-            ) from None
-        self._infos = {info.filename: info for info in infos if not info.is_dir()}
-        if len(self._infos) < sum(not info.is_dir() for info in infos):
-            raise SourceError(f"{path} lists a member name twice", "download or copy it again")
-        self._members = [Member(info.filename, info.file_size, info.CRC) for info in self._infos.values()]
         self._file = RangeFile(path)
+        try:
+            self.directory = self._read_directory()
+        except BaseException:
+            self._file.close()
+            raise
 
-    def members(self) -> list[Member]:
+    def _read_directory(self) -> ZipDirectory:
+        place = self._find_directory()
+        reader = DirectoryReader(place, where=str(self.path))
+        end = place.offset + place.num_bytes
+        for offset in range(place.offset, end, _PIECE):
+            reader.feed(self._file.pread(min(_PIECE, end - offset), offset))
+        return reader.finish()
+
+    def _find_directory(self) -> DirectoryPlace:
+        size = self.path.stat().st_size
+        wanted = min(TAIL_BYTES, size)
+        while True:
+            tail = self._file.pread(wanted, size - wanted)
+            if len(tail) < wanted:
+                raise SourceError(f"{self.path} changed while it was read", "run the command again")
+            try:
+                return find_directory(tail, archive_bytes=size, where=str(self.path))
+            except TailTooShort as short:
+                wanted = short.num_bytes
+
+    def members(self) -> ZipMembers:
         """All files in the order of the archive's directory."""
-        return self._members
+        return ZipMembers(self.directory)
 
     def read(self, name: str) -> bytes:
         """The bytes of one member, checked by size and CRC-32.
@@ -61,37 +79,29 @@ class ZipSource:
         Raises:
             MemberError: No such member, an unsupported method, or damaged bytes.
         """
-        info = self._infos.get(name)
-        if info is None:
-            raise MemberError(f"{self.path} has no member {name}")
-        where = f"member {name} of {self.path.name}"
-        again = "download or copy the archive again"
-        if info.flag_bits & _ENCRYPTED:
-            raise MemberError(f"{where} is encrypted")
-        if info.file_size > _MAX_MEMBER:
-            raise MemberError(f"{where} claims {info.file_size:,} bytes, more than the limit of {_MAX_MEMBER:,}")
-        header = self._file.read_exactly(_LOCAL_HEADER.size, info.header_offset, what=where)
-        fields = _LOCAL_HEADER.unpack(header)
-        if fields[0] != _LOCAL_SIGNATURE:
-            raise MemberError(f"{where} is damaged: no local header at byte {info.header_offset}", again)
-        start = info.header_offset + _LOCAL_HEADER.size + fields[9] + fields[10]
-        packed = self._file.read_exactly(info.compress_size, start, what=where)
-        if info.compress_type == zipfile.ZIP_STORED:
-            content = packed
-        elif info.compress_type == zipfile.ZIP_DEFLATED:
-            try:
-                # One byte over the declared size is enough to notice a member that inflates to more than it says.
-                content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, info.file_size + 1)
-            except zlib.error as error:
-                raise MemberError(f"{where} is damaged ({error})", again) from None
-        else:
-            raise MemberError(f"{where} uses compression method {info.compress_type}; stored and deflated can be read")
-        if len(content) != info.file_size:
-            raise MemberError(f"{where} is damaged: {len(content)} bytes, its directory says {info.file_size}", again)
-        found = zlib.crc32(content)
-        if found != info.CRC:
-            raise MemberError(f"{where} is damaged: CRC-32 {found:08x}, its directory says {info.CRC:08x}", again)
-        return content
+        directory = self.directory
+        index = directory.find(name)
+        packed, num_bytes = int(directory.packed[index]), int(directory.num_bytes[index])
+        method, flags = int(directory.method[index]), int(directory.flags[index])
+        check_readable(name=name, num_bytes=num_bytes, method=method, flags=flags, where=self.path.name)
+        what = f"member {name} of {self.path.name}"
+        offset = int(directory.offset[index])
+        header = self._file.read_exactly(LOCAL_HEADER_BYTES, offset, what=what)
+        size = local_header_bytes(header, what=what) + packed
+        if offset + size > directory.end[index]:
+            raise MemberError(
+                f"{what} is damaged: its {size:,} bytes run into the next member", "download or copy the archive again"
+            )
+        return member_content(
+            self._file.read_exactly(size, offset, what=what),
+            name=name,
+            packed=packed,
+            num_bytes=num_bytes,
+            crc32=int(directory.crc32[index]),
+            method=method,
+            flags=flags,
+            where=self.path.name,
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from imgprep import errors
 from imgprep.cli import main
+from imgprep.testing.kaggle import KaggleStandIn
 from imgprep.testing.toy import ToySpec, write_toy_imagenet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,6 +136,19 @@ def _trained(_sharded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def _online(toy_zip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For the length of a test, Kaggle is a server on this computer that has the toy archive."""
+    monkeypatch.setenv("IMGPREP_CACHE", str(tmp_path / "cache"))
+    with KaggleStandIn(toy_zip) as stand_in:
+        for name, value in stand_in.environment(tmp_path / "home").items():
+            if value:
+                monkeypatch.setenv(name, value)
+            else:
+                monkeypatch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture
 def place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_zip: Path, request: pytest.FixtureRequest, example: str
 ) -> Path:
@@ -146,6 +160,8 @@ def place(
     if "/data/imagenet" in words:
         write_toy_imagenet(tmp_path / "unpacked", ToySpec(classes=2, per_class=5, val_per_class=1, odd_files=False))
     root = tmp_path / "imgprep-data"
+    if command == "fetch" and "--from" not in words:
+        request.getfixturevalue("_online")
     if command in {"catalog", "annotations", "subset"}:
         root.mkdir()
         assert CliRunner().invoke(main, ["fetch", "--from", str(toy_zip)]).exit_code == 0

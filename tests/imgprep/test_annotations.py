@@ -9,12 +9,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from imgprep.annotations import AnnotationsSpec, annotations, parse_annotation
+from imgprep.annotations import AnnotationsSpec, annotations
 from imgprep.errors import AnnotationError, ContradictionError, SpecError, TooManyRejectsError
 from imgprep.fetch import fetch
 from imgprep.layouts.ilsvrc import parse_mapping
 from imgprep.records import BoundingBox, Catalog, Synset
 from imgprep.testing.toy import ToyListing
+from imgprep.voc import parse_annotation
 from imgprep.workspace import Workspace
 
 CATALOG = Catalog([Synset("n01440764", 0, "tench"), Synset("n02092002", 1, "Scottish deerhound, deerhound")])

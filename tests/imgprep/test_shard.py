@@ -34,9 +34,10 @@ from imgprep.executors import ThreadExecutor
 from imgprep.fetch import fetch
 from imgprep.index import open_samples, read_index
 from imgprep.records import Record
+from imgprep.selection import SubsetSpec
 from imgprep.shard import ShardSpec, plan_job, plan_shards, shard, tar_header
 from imgprep.sources.adopted import read_source_record
-from imgprep.subset import SubsetSpec, subset
+from imgprep.subset import subset
 from imgprep.tables import manifest_records, read_manifest
 from imgprep.testing.toy import ToyListing
 from imgprep.workspace import Workspace

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from imgprep.errors import MemberError, MissingInputError, SourceError
 from imgprep.sources import listing_digest, open_source
+from imgprep.sources.ranges import RangeFile
 from imgprep.sources.zip import ZipSource
 
 FILES = {"a/one.JPEG": b"\xff\xd8" + bytes(range(256)) * 9, "b/two.txt": b"x" * 5000, "empty": b""}
@@ -204,16 +205,63 @@ def test_a_tar_damaged_in_the_middle_is_not_taken_for_a_shorter_one(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("compress_size", 2**62), ("compress_size", 2**64 - 1), ("header_offset", 2**63)]
+    ("field", "value"), [(20, 2**31), (20, 2**32 - 2), (42, 2**32 - 2)], ids=["size", "end", "place"]
 )
 def test_a_member_that_claims_to_lie_outside_is_refused_without_allocating(
-    tmp_path: Path, field: str, value: int
+    tmp_path: Path, field: int, value: int
 ) -> None:
     path = write_zip(tmp_path / "z.zip", {"m": b"0123456789"})
-    with ZipSource(path) as source:
-        setattr(source._infos["m"], field, value)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<L", content, content.rindex(b"PK\x01\x02") + field, value)
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match="beyond the directory"):
+        ZipSource(path)
+
+
+def test_a_local_header_that_names_another_member_is_noticed(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "z.zip", {"abc": b"0123456789"})
+    path.write_bytes(path.read_bytes().replace(b"abc", b"abd", 1))
+    with open_source(path) as source, pytest.raises(MemberError, match="its local header calls it abd"):
+        source.read("abc")
+
+
+def test_an_archive_that_shrank_since_it_was_opened_is_noticed(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "z.zip", {"m": bytes(5000)})
+    with open_source(path) as source:
+        os.truncate(path, 1000)
         with pytest.raises(MemberError, match="cut off"):
             source.read("m")
+
+
+def test_a_local_header_that_reaches_into_the_next_member_is_noticed(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "z.zip", {"m": b"0123456789", "n": bytes(100)})
+    content = bytearray(path.read_bytes())
+    at = content.index(b"m0123456789")
+    content[at - 2] = 60
+    path.write_bytes(content)
+    with open_source(path) as source, pytest.raises(MemberError, match="run into the next member"):
+        source.read("m")
+
+
+def test_a_zip_that_shrinks_while_it_is_opened_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_zip(tmp_path / "z.zip", FILES)
+    monkeypatch.setattr(RangeFile, "pread", lambda *_: b"")
+    with pytest.raises(SourceError, match="changed while it was read"):
+        ZipSource(path)
+
+
+def test_members_of_a_zip_are_a_sequence(tmp_path: Path) -> None:
+    files = {f"folder{number % 3}/{number}": b"x" * number for number in range(600)}
+    with ZipSource(write_zip(tmp_path / "z.zip", files)) as source:
+        members = source.members()
+        listed = list(members)
+
+        assert [member.name for member in listed] == list(files)
+        assert [member.num_bytes for member in listed] == list(range(600))
+        assert members[-1] == listed[-1]
+        assert members[5:300:7] == listed[5:300:7]
+        with pytest.raises(IndexError):
+            members[600]
 
 
 def test_a_path_that_is_not_utf8_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from imgprep.catalog import catalog
 from imgprep.errors import MissingInputError, OutputExistsError, SpecError, UnknownClassError, UsageError
 from imgprep.fetch import fetch
 from imgprep.records import Catalog, Record, Synset
-from imgprep.subset import Selection, SubsetSpec, plan_subset, select, subset
+from imgprep.selection import SubsetSpec
+from imgprep.subset import Selection, plan_subset, select, subset
 from imgprep.tables import manifest_records, manifest_table, read_catalog, read_manifest
 from imgprep.testing.toy import ToySpec, write_toy_imagenet
 from imgprep.workspace import Workspace

@@ -1,7 +1,8 @@
 """Stage ``fetch``: make a dataset available to the stages after it.
 
 A copy that is already there is *adopted*: its place, size and listing are recorded, nothing is copied or unpacked, and
-later stages read its members straight from it.
+later stages read its members straight from it. What is not there yet is fetched from Kaggle: a part of the archive
+(:mod:`imgprep.fetch.part`) or all of it (:mod:`imgprep.fetch.whole`), both started by :mod:`imgprep.fetch.online`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from imgprep.layouts import find_layout
 from imgprep.receipts import Action
 from imgprep.sources import open_source
 from imgprep.sources.adopted import SourceRecord, describe_source, read_source_record, write_source_record
-from imgprep.workspace import Workspace
+from imgprep.stats import SILENT, Progress
+from imgprep.workspace import Workspace, default_cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +34,16 @@ class FetchResult:
     found: SourceRecord | None = None
 
 
-def plan_fetch(workspace: Workspace, path: Path, *, overwrite: bool = False) -> FetchResult:
+def plan_fetch(
+    workspace: Workspace, path: Path, *, overwrite: bool = False, progress: Progress = SILENT
+) -> FetchResult:
     """Look at a source and decide whether it is to be adopted; writes nothing.
 
     Args:
         workspace: Where to record it. It need not exist yet.
         path: A directory, zip or tar.
         overwrite: Adopt it also in place of another source.
+        progress: Told of the pass that a compressed tar needs.
 
     Raises:
         MissingInputError: Nothing is at ``path``.
@@ -51,8 +56,8 @@ def plan_fetch(workspace: Workspace, path: Path, *, overwrite: bool = False) -> 
             f"the workspace {workspace.root} lies inside the source {path}, which it would change",
             "choose another --workspace",
         )
-    with open_source(path) as source:
-        record = describe_source(source, layout=find_layout(source).name)
+    with open_source(path, cache=default_cache(), progress=progress) as source:
+        record = describe_source(workspace, source, layout=find_layout(source).name)
     try:
         found = read_source_record(workspace)
     except (MissingInputError, DamagedError):
