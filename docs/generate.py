@@ -1,20 +1,21 @@
-"""Write ``docs/reference/cli.md`` from the commands themselves, or check that it is up to date.
+"""Write ``cli.md`` and ``faults.md`` in ``docs/reference`` from the program itself, or check that they are up to date.
 
-Run ``python docs/generate.py`` to write the page; with ``--check`` it writes nothing and exits 1 when the page differs.
+Run ``python docs/generate.py`` to write the pages; with ``--check`` it writes nothing and exits 1 when one differs.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 import click
 
 from imgprep.cli import main as imgprep
+from imgprep.testing.faults import PLACES, ROWS, WAYS, Place, Row
 
-PAGE: Final = Path(__file__).resolve().parent / "reference" / "cli.md"
+FOLDER: Final = Path(__file__).resolve().parent / "reference"
 
 _HEAD: Final = """# Command line
 
@@ -47,7 +48,7 @@ def examples(command: click.Command) -> list[str]:
 
 
 def reference() -> str:
-    """The whole page."""
+    """The page of the commands."""
     parts = [_HEAD]
     for name, command in commands().items():
         parts.append(f"## {name}\n")
@@ -109,21 +110,85 @@ def _value(option: click.Option) -> str:
     return option.metavar or kind.name
 
 
+_FAULTS: Final = """# Faults and outcomes
+
+This page is written by `docs/generate.py` from the table that the tests play; do not edit it.
+
+Networks fail, addresses expire, servers are busy, proxies meddle. What `imgprep fetch` promises then:
+
+- What is wrong is never there under its final name. A file of a part appears when it is whole and its checksum is right,
+  the archive when every file in it is.
+- What is right stays. The same command goes on from there; the record of an earlier fetch changes only when the new one
+  is complete.
+- It ends: by itself when the trouble passes, else with an [exit code](exit-codes.md) and one line that says what to do.
+
+*Recovered* means exit 0, and every file is the same byte for byte as after an undisturbed fetch. *Fewer files* means
+exit 0 with a warning: pictures and lists are right, annotations are missing; the same command with `--overwrite` adds them
+where ranges work again. After each exit code the same command succeeds once the fault is gone, and the files are those of
+an undisturbed fetch; only where the archive was replaced by another one, or a fetch was stopped from going over to it,
+`--overwrite` has to be added.
+
+*Whole* is `imgprep fetch --yes`, *part* is `imgprep fetch --classes 2 --per-class 6`, and *again* stands for one of them
+that was interrupted and is run once more, in a workspace that held a smaller part before. *Once* hits one request, *for
+ever* every request from there on. *First request* is the one that finds out what the archive is; the *directory* lists
+what is in it. An empty cell: not played, as the way makes no difference.
+"""
+
+_SECTIONS: Final[dict[str, tuple[Place, ...]]] = {
+    "Downloading": ("end", "directory", "files"),
+    "From a server that ignores ranges": ("no ranges",),
+    "Asking Kaggle for an address": ("question", "new address"),
+    "Logging in": ("login",),
+}
+
+
+def faults() -> str:
+    """The page of the faults."""
+    parts = [_FAULTS]
+    for title, places in _SECTIONS.items():
+        ways = " | ".join(WAYS)
+        parts.append(f"## {title}\n\n| fault | where | how often | {ways} |\n|{' --- |' * (3 + len(WAYS))}")
+        parts += [f"| {' | '.join(cells)} |" for cells in _merged([row for row in ROWS if row.place in places], places)]
+        parts.append("")
+    return "\n".join(parts).rstrip("\n") + "\n"
+
+
+def _merged(rows: list[Row], places: tuple[Place, ...]) -> Iterator[list[str]]:
+    """The rows as cells, with those that differ in place or frequency only made one."""
+    by_outcome: dict[tuple[str, ...], dict[bool, list[Place]]] = {}
+    for row in rows:
+        key = row.words, *(row.outcomes.get(way, "") for way in WAYS)
+        by_outcome.setdefault(key, {}).setdefault(row.forever, []).append(row.place)
+    for (words, *outcomes), found in by_outcome.items():
+        often = {False: "once", True: "for ever"}
+        lots = [(often[forever], where) for forever, where in found.items()]
+        if len(lots) == 2 and lots[0][1] == lots[1][1]:
+            lots = [("once or for ever", lots[0][1])]
+        for frequency, where in lots:
+            anywhere = len(places) > 2 and len(where) == len(places)
+            yield [words, "anywhere" if anywhere else ", ".join(PLACES[place] for place in where), frequency, *outcomes]
+
+
+PAGES: Final[dict[str, Callable[[], str]]] = {"cli.md": reference, "faults.md": faults}
+"""What is written, by name."""
+
+
 @click.command()
-@click.option("--check", is_flag=True, help="Write nothing; exit 1 when the page is out of date.")
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 when a page is out of date.")
 def main(check: bool) -> None:
-    """Write docs/reference/cli.md."""
-    text = reference()
-    found = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-    if found == text:
-        click.echo(f"up to date: {PAGE.name}")
-    elif check:
-        message = f"{PAGE.name} is out of date: run `python docs/generate.py`"
-        raise click.ClickException(message)
-    else:
-        PAGE.parent.mkdir(parents=True, exist_ok=True)
-        PAGE.write_text(text, encoding="utf-8")
-        click.echo(f"written: {PAGE.name}")
+    """Write the pages of docs/reference that come from the program."""
+    for name, page in PAGES.items():
+        path, text = FOLDER / name, page()
+        found = path.read_text(encoding="utf-8") if path.exists() else ""
+        if found == text:
+            click.echo(f"up to date: {name}")
+        elif check:
+            message = f"{name} is out of date: run `python docs/generate.py`"
+            raise click.ClickException(message)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            click.echo(f"written: {name}")
 
 
 if __name__ == "__main__":

@@ -88,6 +88,28 @@ class Receipt:
             )
         return "run"
 
+    def only_inputs_changed(self, folder: Path, *names: str) -> bool:
+        """Whether ``folder`` was made with these very options, and only inputs changed since.
+
+        What was chosen from a source that grew meanwhile may still be what would be chosen now.
+
+        Args:
+            folder: The output folder.
+            *names: Inputs that may have changed; all when none is named.
+        """
+        try:
+            found = read_receipt(folder, self.stage)
+        except (MissingInputError, DamagedError):
+            return False
+        changed = {n for n in {*found["inputs"], *self.inputs} if found["inputs"].get(n) != self.inputs.get(n)}
+        whole = _outputs_are_there(folder, found["outputs"], check_bytes=False)
+        return bool(changed) and changed <= set(names or changed) and found["options"] == dict(self.options) and whole
+
+    def renew(self, folder: Path) -> None:
+        """Put the inputs of now into the receipt of an output that is what they would give."""
+        found = read_receipt(folder, self.stage)
+        write_json(self.path(folder), self._document(found["outputs"], found["counts"]))
+
     def write(self, folder: Path, outputs: list[str], counts: Mapping[str, Any]) -> None:
         """Write the receipt, as the last file of a stage: with it the output counts as done.
 
@@ -100,15 +122,17 @@ class Receipt:
             name: {"num_bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
             for name in outputs
         }
-        document = {
+        write_json(self.path(folder), self._document(hashed, counts))
+
+    def _document(self, outputs: Mapping[str, Any], counts: Mapping[str, Any]) -> dict[str, Any]:
+        return {
             "stage": self.stage,
             "version": RECEIPT_VERSION,
             "inputs": dict(self.inputs),
             "options": dict(self.options),
-            "outputs": hashed,
+            "outputs": dict(outputs),
             "counts": dict(counts),
         }
-        write_json(self.path(folder), document)
 
 
 def read_receipt(folder: Path, stage: str) -> dict[str, Any]:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imgprep.errors import DamagedError, MissingInputError, SpecError
+from imgprep.errors import DamagedError, MissingInputError, SpecError, UsageError
 from imgprep.files import sha256_file, staged_folder
 from imgprep.receipts import Action, Receipt, read_receipt
 from imgprep.records import SPLITS, Catalog, Synset
 from imgprep.selection import SELECTION_VERSION, SubsetSpec, choose_classes, choose_keys
 from imgprep.sources.adopted import read_source_record
 from imgprep.sources.part import read_part_record
-from imgprep.tables import VAL_COLUMNS, catalog_table, read_catalog, read_manifest, read_table, write_table
+from imgprep.tables import VAL_COLUMNS, catalog_table, read_catalog, read_manifest, read_table, table_bytes, write_table
 from imgprep.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -170,6 +170,9 @@ def subset(
     manifest, catalog, inputs = load_manifest(workspace, parent)
     options = {**spec.to_options(), "selection_version": SELECTION_VERSION, "from": parent}
     receipt = Receipt(stage="subset", inputs=inputs, options=options)
+    if not overwrite and receipt.only_inputs_changed(folder) and _still_chosen(folder, manifest, catalog, spec):
+        # The source grew by what was not asked for here.
+        receipt.renew(folder)
     action = receipt.decide(folder, overwrite=overwrite)
     if action == "skip":
         digest = str(read_receipt(folder, "subset")["counts"].get("digest", ""))
@@ -181,3 +184,14 @@ def subset(
         counts = {"spec": spec.line, "digest": selection.digest} | {s: selection.num_rows(s) for s in ("train", "val")}
         receipt.write(staging, ["manifest.csv", "classes.csv"], counts)
     return SubsetResult(action=action, folder=folder, digest=selection.digest, selection=selection)
+
+
+def _still_chosen(folder: Path, manifest: pd.DataFrame, catalog: Catalog, spec: SubsetSpec) -> bool:
+    """Whether a spec chooses now what lies in ``folder``, to the byte."""
+    try:
+        selection = select(manifest, catalog, spec)
+    except UsageError:
+        return False
+    return (folder / "manifest.csv").read_bytes() == table_bytes(selection.manifest) and (
+        folder / "classes.csv"
+    ).read_bytes() == table_bytes(catalog_table(selection.catalog))

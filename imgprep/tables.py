@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from imgprep.errors import DamagedError, MissingInputError
-from imgprep.files import atomic_write
+from imgprep.files import write_bytes
 from imgprep.records import SPLITS, Catalog, Record, Rejected, Synset, is_key
 
 if TYPE_CHECKING:
@@ -40,8 +41,14 @@ REJECTED_COLUMNS: Final = {"key": "str", "split": "str", "path": "str", "reason"
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table atomically as CSV, without the row index; missing values are empty fields."""
-    with atomic_write(path) as file:
-        table.to_csv(file, index=False, lineterminator="\n", encoding="utf-8")
+    write_bytes(path, table_bytes(table))
+
+
+def table_bytes(table: pd.DataFrame) -> bytes:
+    """The CSV that :func:`write_table` writes."""
+    buffer = io.BytesIO()
+    table.to_csv(buffer, index=False, lineterminator="\n", encoding="utf-8")
+    return buffer.getvalue()
 
 
 def read_table(path: Path, columns: dict[str, str], *, made_by: str) -> pd.DataFrame:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 import urllib3
 
@@ -202,7 +205,7 @@ class RemoteFile:
         self._address_lock = threading.Lock()
         self._address: str | None = None
         self._pools: dict[str, urllib3.PoolManager] = {}
-        self._live: set[urllib3.BaseHTTPResponse] = set()
+        self._sockets: WeakSet[socket.socket] = WeakSet()
 
     @property
     def identity(self) -> Identity:
@@ -227,7 +230,12 @@ class RemoteFile:
             NetworkError: The network failed after every retry.
         """
         # The size is not known yet, so the range is given from the end.
-        return b"".join(self._attempts(-tail_bytes, None, what=f"the end of {self.what}"))
+        what = f"the end of {self.what}"
+        try:
+            return b"".join(self._attempts(-tail_bytes, None, what=what))
+        except RangesIgnoredError:
+            # One such answer may be a hiccup, and the ways without ranges are slow.
+            return b"".join(self._attempts(-tail_bytes, None, what=what))
 
     def stream(self, start: int, stop: int, *, what: str = "") -> Generator[bytes, None, None]:
         """The bytes from ``start`` to before ``stop``, in pieces; goes on where it stopped after a failure.
@@ -255,9 +263,9 @@ class RemoteFile:
             AccessError: Fresh addresses are refused.
         """
         address = self._current()
-        conditions = self._identity.conditions() if self._identity else {}
+        known = self._identity
         try:
-            with self._request(address, conditions) as response:
+            with self._request(address, known.conditions() if known else {}) as response:
                 _check_encoding(response)
                 if response.status != 200:
                     raise self._refusal(response)
@@ -265,11 +273,14 @@ class RemoteFile:
                 whole = self._whole(response)
                 if not isinstance(whole, RangesIgnoredError):
                     raise whole
-                self._check_identity(found, response)
+                self._check_identity(found)
+                self.hashes = response.headers.get("x-goog-hash", "")
                 yield from self._pieces(response, found.num_bytes)
         except _Failed as error:
             if error.refused is not None:
                 self._forget(address)
+            # What broke off may have lied about its size.
+            self._identity = known
             raise BrokenOffError(error.why, error.retry_after) from None
 
     def read_whole(self, *, limit: int) -> bytes:
@@ -311,6 +322,8 @@ class RemoteFile:
                     position += len(piece)
                     yield piece
                 refusals = 0
+                if stop is not None and position < stop and arrived < PIECE_BYTES:
+                    raise _Failed(f"sent only {arrived:,} bytes of what was asked for")
             except _Failed as error:
                 if self._backoff.stop.is_set():
                     raise NetworkError(f"{what} was stopped") from None
@@ -351,7 +364,7 @@ class RemoteFile:
             if response.status != 206:
                 raise self._refusal(response)
             first, last, total = _content_range(response)
-            self._check_identity(_identity_of(response, num_bytes=total), response)
+            self._check_identity(_identity_of(response, num_bytes=total))
             if position < 0:
                 position = max(0, total + position)
             if first != position or last < first or last >= (total if stop is None else stop):
@@ -398,8 +411,6 @@ class RemoteFile:
                 preload_content=False,
                 decode_content=False,
             )
-        with self._lock:
-            self._live.add(response)
         try:
             yield response
             # Back to the pool only when the end of the body is known to be reached.
@@ -409,16 +420,19 @@ class RemoteFile:
         except BaseException:
             response.close()
             raise
-        finally:
-            with self._lock:
-                self._live.discard(response)
 
     def _pool(self, address: str) -> urllib3.PoolManager:
         proxy = _proxy_for(address)
         with self._lock:
             if proxy not in self._pools:
-                self._pools[proxy] = _make_pool(proxy, self.spec)
+                self._pools[proxy] = _make_pool(proxy, self.spec, self._note)
             return self._pools[proxy]
+
+    def _note(self, connected: socket.socket) -> None:
+        with self._lock:
+            self._sockets.add(connected)
+        if self._backoff.stop.is_set():
+            self.stop()
 
     def _current(self) -> str:
         """The address to use, resolved anew when the last one was refused."""
@@ -433,11 +447,10 @@ class RemoteFile:
             if self._address == address:
                 self._address = None
 
-    def _check_identity(self, found: Identity, response: urllib3.BaseHTTPResponse) -> None:
+    def _check_identity(self, found: Identity) -> None:
         with self._lock:
             if self._identity is None:
                 self._identity = found
-                self.hashes = response.headers.get("x-goog-hash", "")
             expected = self._identity
         same_tag = expected.etag == found.etag or not (expected.etag and found.etag)
         same_time = expected.last_modified == found.last_modified or bool(expected.etag and found.etag)
@@ -469,10 +482,10 @@ class RemoteFile:
         """End all transfers and waits at once, from any thread."""
         self._backoff.stop.set()
         with self._lock:
-            live = list(self._live)
-        for response in live:
-            with contextlib.suppress(Exception):
-                response.shutdown()  # wakes a reader that is blocked
+            sockets = list(self._sockets)
+        for connected in sockets:
+            with contextlib.suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)  # wakes a reader that is blocked
 
     def close(self) -> None:
         """Close all connections."""
@@ -537,10 +550,11 @@ def _network() -> Iterator[None]:
 
 def _why(error: BaseException) -> str:
     kinds = {
-        urllib3.exceptions.ConnectTimeoutError: "no connection in time",
-        urllib3.exceptions.ReadTimeoutError: "no byte in time",
+        # The first two are kinds of the third.
         urllib3.exceptions.NameResolutionError: "the name of the server cannot be resolved",
         urllib3.exceptions.NewConnectionError: "no connection to the server",
+        urllib3.exceptions.ConnectTimeoutError: "no connection in time",
+        urllib3.exceptions.ReadTimeoutError: "no byte in time",
         urllib3.exceptions.ProxyError: "no connection through the proxy",
         urllib3.exceptions.ProtocolError: "the connection broke",
     }
@@ -582,7 +596,7 @@ def _proxy_for(address: str) -> str:
     return proxies.get(parts.scheme) or proxies.get("all") or ""
 
 
-def _make_pool(proxy: str, spec: TransferSpec) -> urllib3.PoolManager:
+def _make_pool(proxy: str, spec: TransferSpec, note: Callable[[socket.socket], None]) -> urllib3.PoolManager:
     # Retrying is ours: only a storage server's redirect to another of its hosts is followed.
     retries = urllib3.Retry(
         total=5,
@@ -601,7 +615,22 @@ def _make_pool(proxy: str, spec: TransferSpec) -> urllib3.PoolManager:
         import certifi
 
         bundle = certifi.where()
+    make: Callable[..., urllib3.PoolManager] = urllib3.PoolManager
     if proxy:
-        full = proxy if "://" in proxy else f"http://{proxy}"
-        return urllib3.ProxyManager(full, maxsize=spec.jobs, retries=retries, timeout=timeout, ca_certs=bundle)
-    return urllib3.PoolManager(maxsize=spec.jobs, retries=retries, timeout=timeout, ca_certs=bundle)
+        make = partial(urllib3.ProxyManager, proxy if "://" in proxy else f"http://{proxy}")
+    pool = make(maxsize=spec.jobs, retries=retries, timeout=timeout, ca_certs=bundle)
+    pool.pool_classes_by_scheme = {scheme: _noting(kind, note) for scheme, kind in pool.pool_classes_by_scheme.items()}
+    return pool
+
+
+def _noting(kind: type[Any], note: Callable[[socket.socket], None]) -> type[Any]:
+    """A kind of pool whose connections tell of their sockets: one that waits for an answer can then be woken."""
+    connection = kind.ConnectionCls
+
+    def connect(self: Any) -> None:
+        connection.connect(self)
+        note(self.sock)
+
+    return type(
+        kind.__name__, (kind,), {"ConnectionCls": type(connection.__name__, (connection,), {"connect": connect})}
+    )

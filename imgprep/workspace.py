@@ -64,7 +64,7 @@ class Workspace:
         if not self.root.is_dir():
             raise MissingInputError(
                 f"no workspace yet: {self.root} does not exist",
-                "start with `imgprep fetch --from PATH`, or name one with --workspace",
+                "start with `imgprep fetch`, or `imgprep fetch --from PATH` with a copy, or name one with --workspace",
             )
 
     @contextlib.contextmanager

@@ -214,10 +214,12 @@ def _plan_lines(plan: OnlinePlan, spec: OnlineSpec) -> list[str]:
     asked = spec.request.line if spec.request is not None else "the whole archive"
     pictures = ", ".join(f"{n:,} {split}" for split, n in plan.pictures.items())
     share = f" of {size_text(plan.archive_bytes)}" if plan.archive_bytes else ""
+    # Without ranges, either the files or the bytes are not known before.
+    what = [f"{plan.num_files:,} files"] if plan.num_files or plan.way != "sequential" else []
+    what += [size_text(plan.read_bytes)] if plan.read_bytes or plan.way != "one by one" else []
     return [
         f"{asked}{f': {pictures} pictures' if pictures else ''}",
-        f"to fetch: {plan.num_files:,} files, {size_text(plan.read_bytes)}{share} in {plan.num_requests:,} requests"
-        f" -> {plan.path}",
+        f"to fetch: {', '.join(what)}{share} in {plan.num_requests:,} requests -> {plan.path}",
     ]
 
 

@@ -217,6 +217,8 @@ class Online:
             )
         with self._unwinding():
             checked = self._fetch(plan)
+        if plan.way == "sequential":
+            plan = replace(plan, num_files=checked, num_held=checked)
         record = self._adopt(plan.path)
         if plan.way == "whole":
             forget_state(plan.path)
@@ -290,6 +292,11 @@ class Online:
         part = find_met(self.workspace, self.spec.request, ARCHIVE_NAME, progress=self._progress)
         if part is None:
             return None
+        if not part.record.archive.num_bytes:
+            self.warnings.append(
+                "this part was fetched one by one, without annotations and the archive's checksums; where ranges work,"
+                " --overwrite completes it"
+            )
         return OnlinePlan(
             action="skip",
             way="part",
@@ -349,7 +356,9 @@ class Online:
     def _adopt(self, path: Path) -> SourceRecord:
         with open_source(path, cache=self._cache, progress=self._progress) as source:
             record = describe_source(self.workspace, source, layout=find_layout(source).name)
-        write_source_record(self.workspace, record)
+        # An equal record is not written again: a kill in that would be taken for up to date.
+        if record != _source_of(self.workspace):
+            write_source_record(self.workspace, record)
         return record
 
     def _report(self, plan: OnlinePlan, record: SourceRecord | None, *, checked: int) -> OnlineReport:

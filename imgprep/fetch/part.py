@@ -73,9 +73,9 @@ def part_folder(workspace: Workspace, archive: str) -> Path:
 def find_record(folder: Path) -> PartRecord | None:
     """The record of what was fetched before, or None where nothing usable is."""
     try:
-        # A kill may have come between the list and the record. Everything on disk is compared with the archive anyway.
-        return read_part_record(folder, must_match=False)
+        return read_part_record(folder)
     except (FileNotFoundError, DamagedError):
+        # Everything on disk is compared with the archive anyway: a lost record costs a look, not a transfer.
         return None
 
 
@@ -307,7 +307,10 @@ def describe_archive(remote: RemoteZip) -> ArchiveRecord:
 
 def _check_same(was: ArchiveRecord, remote: RemoteZip) -> None:
     now = describe_archive(remote)
-    if was.directory_crc32 and (was.directory_crc32, was.num_bytes) != (now.directory_crc32, now.num_bytes):
+    if was.directory_crc32 != now.directory_crc32 and was.is_same_object(now):
+        # One of the two readings of its directory was altered on the way.
+        remote.confirm()
+    elif was.directory_crc32 and (was.directory_crc32, was.num_bytes) != (now.directory_crc32, now.num_bytes):
         raise ChangedError(
             f"{was.name} was replaced since a part of it was fetched:"
             f" it was {was.etag or was.last_modified or was.directory_crc32},"

@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -114,13 +114,19 @@ def plan_whole(
         ChangedError: What is here came from another archive.
     """
     path = whole_path(workspace, remote.remote.what)
+    noted = _read_notes(_beside(path, ".state"))
+    if noted is None or noted[1].directory_crc32 != describe_archive(remote).directory_crc32:
+        # What the members are checked by, and a part of what is fetched, without a checksum of its own.
+        remote.confirm()
     archive = describe_archive(remote)
     part_bytes = part_bytes or min(PART_BYTES, max(MIN_RANGE_BYTES, archive.num_bytes // _PARTS))
     parts, spanning = plan_parts(remote.directory, remote.place.offset, part_bytes=part_bytes)
     here = _beside(path, ".part") if _beside(path, ".part").exists() else path
     done: set[int] = set()
-    if here.is_file() and here.stat().st_size == archive.num_bytes:
+    if here.is_file():
         done = _read_state(_beside(path, ".state"), archive, part_bytes, overwrite=overwrite)
+        if here.stat().st_size != archive.num_bytes:
+            done = set()
     return WholePlan(
         path=path,
         archive=archive,
@@ -162,20 +168,30 @@ def _header(archive: ArchiveRecord, part_bytes: int) -> dict[str, Any]:
     return {"version": STATE_VERSION, "archive": asdict(archive), "part_bytes": part_bytes}
 
 
+def _read_notes(path: Path) -> tuple[Mapping[str, Any], ArchiveRecord, list[str]] | None:
+    """The header of a state, the archive it names and the lines after it; None where there is no usable state."""
+    try:
+        first, *lines = path.read_text(encoding="ascii", errors="replace").split("\n")
+        header = json.loads(first)
+        # The last element is what follows the last line feed: nothing, or a line that a kill cut off.
+        return header, ArchiveRecord(**header["archive"]), lines[:-1]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+
+
 def _read_state(path: Path, archive: ArchiveRecord, part_bytes: int, *, overwrite: bool) -> set[int]:
     """Numbers of the parts that are done.
 
     Raises:
         ChangedError: The state is that of another archive, and it may not be dropped.
     """
-    try:
-        lines = path.read_text(encoding="ascii", errors="replace").split("\n")
-        header = json.loads(lines[0])
-        was = ArchiveRecord(**header["archive"])
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+    notes = _read_notes(path)
+    if notes is None:
         return set()
+    header, was, lines = notes
     if (was.directory_crc32, was.num_bytes) != (archive.directory_crc32, archive.num_bytes):
-        if overwrite:
+        if overwrite or was.is_same_object(archive):
+            # In the second case the directory came altered then: the parts were checked by a wrong one.
             return set()
         raise ChangedError(
             f"{archive.name} was replaced since its transfer began: it was {was.etag or was.directory_crc32},"
@@ -187,8 +203,7 @@ def _read_state(path: Path, archive: ArchiveRecord, part_bytes: int, *, overwrit
     synced: set[int] = set()
     written: set[int] = set()
     still_up = False
-    # The last element is what follows the last line feed: nothing, or a line that a kill cut off.
-    for line in lines[1:-1]:
+    for line in lines:
         word, _, value = line.partition(" ")
         if word == "part" and value.isdigit():
             written.add(int(value))
@@ -306,7 +321,7 @@ def mend(remote: RemoteZip, handle: int, member: int) -> None:
     """
     only = np.array([member], dtype=np.int64)
     start = int(remote.directory.offset[member])
-    stop = int(member_stops(remote.directory, remote.place.offset)[member])
+    stop = int(member_stops(remote.directory, remote.place.offset, only)[0])
     for _ in range(ALTERED_READS):
         remote.note_altered()
         checker = MemberChecker(remote.directory, only, where=remote.remote.what)

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from imgprep.errors import SourceError
+from imgprep.errors import SourceError, UsageError
 from imgprep.layouts.ilsvrc import MAPPING, VAL_SOLUTION, is_plain
 from imgprep.records import KEY_PATTERN
 from imgprep.sources.zip_directory import ZipDirectory, is_safe_name
@@ -77,6 +77,7 @@ def survey(directory: ZipDirectory, *, where: str) -> Survey:
 
     Raises:
         SourceError: It holds no ILSVRC tree, or more than one, or names that would leave a folder.
+        UsageError: The tree is packed once more, so that no part of it can be read.
     """
     folders = [folder.rstrip("/") for folder in directory.folders()]
     matches = [_FOLDER.fullmatch(folder) for folder in folders]
@@ -97,6 +98,8 @@ def survey(directory: ZipDirectory, *, where: str) -> Survey:
         if len(members):
             split = match[3] or match[5]
             found.setdefault(match[1], {})[match[2], match[4] or split] = members
+    if not found:
+        _refuse_packed(directory, where)
     prefix = _one_prefix(found, where)
     if not is_safe_name(f"{prefix}x"):
         raise SourceError(f"{where} holds a tree at {prefix!r}, outside of any folder it could be written to")
@@ -112,6 +115,17 @@ def survey(directory: ZipDirectory, *, where: str) -> Survey:
         val_xml=tree.get(("Annotations", "val"), none),
         lists=_lists(directory, folders, prefix, inside),
     )
+
+
+def _refuse_packed(directory: ZipDirectory, where: str) -> None:
+    """Say so when the archive is the older bundle: a zip around a compressed tar of everything."""
+    for number in range(len(directory.folders())):
+        for name in directory.names(np.flatnonzero(directory.folder == number)):
+            if name.endswith((".tar.gz", ".tgz", ".tar")):
+                raise UsageError(
+                    f"{where} holds the pictures in {name}, of which no part can be read by itself",
+                    "fetch all of it with `imgprep fetch --yes`, then choose with `imgprep subset`",
+                )
 
 
 def _one_prefix(found: dict[str, dict[tuple[str, str], Members]], where: str) -> str:

@@ -79,10 +79,11 @@ def read_source_record(workspace: Workspace) -> SourceRecord:
         return SourceRecord(**read_json(workspace.source_record))
     except FileNotFoundError:
         raise MissingInputError(
-            f"{workspace.root} has no source yet", "run `imgprep fetch --from PATH` first"
+            f"{workspace.root} has no source yet",
+            "run `imgprep fetch` first, or `imgprep fetch --from PATH` with a copy",
         ) from None
     except TypeError as error:
-        raise DamagedError(f"{workspace.source_record}: {error}", "run `imgprep fetch --from PATH` again") from None
+        raise DamagedError(f"{workspace.source_record}: {error}", "run `imgprep fetch` again") from None
 
 
 def open_adopted(workspace: Workspace) -> tuple[Source, SourceRecord]:

@@ -12,12 +12,13 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from imgprep.errors import DamagedError, MemberError
-from imgprep.files import read_json, write_bytes, write_json
+from imgprep.files import fsync_folder, read_json, write_bytes, write_json
 from imgprep.sources import Member
 
 RECORD: Final = "fetch.json"
 MEMBERS: Final = "fetch.members.csv"
 PART_VERSION: Final = 1
+_NEXT_MEMBERS: Final = f".{MEMBERS}.next"
 
 _COLUMNS: Final = "name,num_bytes,crc32"
 _AGAIN: Final = "run the same `imgprep fetch` again: what is whole is kept"
@@ -44,6 +45,10 @@ class ArchiveRecord:
     num_members: int = 0
     directory_crc32: str = ""
     smallest_class: int = 0
+
+    def is_same_object(self, other: ArchiveRecord) -> bool:
+        """Whether the server called both by one ETag: then they differ only if one of them was read wrongly."""
+        return self.num_bytes == other.num_bytes and self.etag == other.etag != ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +95,16 @@ def _at_least(had: int | None, wanted: int | None) -> bool:
 
 
 def write_part_record(folder: Path, record: PartRecord) -> None:
-    """Write ``fetch.members.csv`` and then ``fetch.json``, which holds its hash: with it the members count as there."""
+    """Write ``fetch.members.csv`` and ``fetch.json``, which holds its hash: with it the members count as there.
+
+    The list takes its name last. A kill leaves the old list with the old hash, or the new one with the new hash.
+    """
     rows = (f"{_quoted(m.name)},{m.num_bytes},{m.crc32 or 0:08x}\n" for _, m in sorted(record.members.items()))
     table = "".join([f"{_COLUMNS}\n", *rows]).encode()
-    write_bytes(folder / MEMBERS, table)
+    members, following = folder / MEMBERS, folder / _NEXT_MEMBERS
+    is_listed = members.is_file() and members.read_bytes() == table
+    if not is_listed:
+        write_bytes(following, table)
     document = {
         "version": PART_VERSION,
         "archive": asdict(record.archive),
@@ -103,15 +114,15 @@ def write_part_record(folder: Path, record: PartRecord) -> None:
         "members_sha256": hashlib.sha256(table).hexdigest(),
     }
     write_json(folder / RECORD, document)
+    if is_listed:
+        following.unlink(missing_ok=True)
+    else:
+        following.replace(members)
+    fsync_folder(folder)
 
 
-def read_part_record(folder: Path, *, must_match: bool = True) -> PartRecord:
+def read_part_record(folder: Path) -> PartRecord:
     """Read both files.
-
-    Args:
-        folder: Where they lie.
-        must_match: Whether the list must be the one the record was written with. One that was written before a kill,
-            and its record not, holds all members of the old one and more.
 
     Raises:
         FileNotFoundError: There is no record: nothing was fetched to this folder, or not to the end.
@@ -123,8 +134,10 @@ def read_part_record(folder: Path, *, must_match: bool = True) -> PartRecord:
             f"{folder / RECORD} has version {document.get('version')}, this imgprep reads {PART_VERSION}",
             "use the version of imgprep that wrote it, or fetch into another --workspace",
         )
-    table = (folder / MEMBERS).read_bytes()
-    if must_match and hashlib.sha256(table).hexdigest() != document.get("members_sha256"):
+    tables = [path.read_bytes() for path in (folder / MEMBERS, folder / _NEXT_MEMBERS) if path.is_file()]
+    digest = document.get("members_sha256")
+    table = next((table for table in tables if hashlib.sha256(table).hexdigest() == digest), None)
+    if table is None:
         raise DamagedError(f"{folder / MEMBERS} is not the one that {RECORD} was written with", _AGAIN)
     try:
         archive = ArchiveRecord(**document["archive"])

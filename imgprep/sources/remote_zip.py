@@ -45,7 +45,7 @@ ALTERED_READS: Final = 3
 _LOCAL_HEADER_BYTES: Final = 30
 _MOST_FIELD_BYTES: Final = 65_535
 _DESCRIPTOR_BYTES: Final = 24
-_DIRECTORY_PIECE: Final = 2 << 20
+_DIRECTORY_PIECE: Final = 1 << 20
 
 Members = NDArray[np.int64]
 
@@ -84,8 +84,8 @@ class RemoteZip:
         self.place = self._find()
         self.altered = 0
         self.from_cache = False
-        self.directory_file, self.directory = self._load(cache, progress)
-        self._stops = member_stops(self.directory, self.place.offset)
+        self._cache, self._progress = cache, progress
+        self.directory_file, self.directory = self._load()
 
     def _find(self) -> DirectoryPlace:
         size = self.remote.identity.num_bytes
@@ -95,8 +95,8 @@ class RemoteZip:
             self.tail = self.remote.read(size - more.num_bytes, size)
             return find_directory(self.tail, archive_bytes=size, where=self.remote.what)
 
-    def _load(self, cache: Path, progress: Progress) -> tuple[Path, ZipDirectory]:
-        identity = self.remote.identity
+    def _load(self) -> tuple[Path, ZipDirectory]:
+        identity, cache, progress = self.remote.identity, self._cache, self._progress
         key = hashlib.sha256(f"{self.remote.what}\0{identity}\0{self.place}".encode()).hexdigest()[:24]
         cache.mkdir(parents=True, exist_ok=True)
         # Without a validator an equal size proves nothing.
@@ -150,6 +150,26 @@ class RemoteZip:
         if stop > tail_start:
             yield self.tail[: stop - tail_start]
 
+    def confirm(self) -> None:
+        """Read the directory again, until two readings in a row are the same.
+
+        A zip has no checksum of its directory: where every byte of it matters, only another reading tells.
+
+        Raises:
+            DamagedError: Each reading is another one.
+        """
+        size = self.remote.identity.num_bytes
+        for _ in range(ALTERED_READS):
+            before = self.directory.crc32_of_directory, self.tail
+            self.directory_file.unlink(missing_ok=True)
+            self.tail = self.remote.read(size - len(self.tail), size, what=f"the end of {self.remote.what}")
+            self.place = self._find()
+            self.directory_file, self.directory = self._load()
+            if (self.directory.crc32_of_directory, self.tail) == before:
+                return
+            self.note_altered()
+        raise self.altered_error(MemberError(f"the directory of {self.remote.what} is another one"))
+
     def members(self) -> Sequence[Member]:
         """All files in the order of the directory."""
         return ZipMembers(self.directory)
@@ -168,7 +188,7 @@ class RemoteZip:
         Raises:
             DamagedError: Its bytes are wrong each time they are read.
         """
-        start, stop = int(self.directory.offset[member]), int(self._stops[member])
+        start, stop = int(self.directory.offset[member]), int(self._stops(np.array([member]))[0])
         for attempt in range(ALTERED_READS + 1):
             block = self.remote.read(start, stop, what=self.directory.name(member))
             try:
@@ -211,7 +231,10 @@ class RemoteZip:
 
     def plan(self, members: Members) -> list[Read]:
         """The requests that read these members, neighbours together."""
-        return plan_reads(self.directory.offset[members], self._stops[members], members)
+        return plan_reads(self.directory.offset[members], self._stops(members), members)
+
+    def _stops(self, members: Members) -> NDArray[np.uint64]:
+        return member_stops(self.directory, self.place.offset, members)
 
     def fetch(
         self, reads: Sequence[Read], store: Callable[[int, bytes], None], *, progress: Progress = SILENT
@@ -237,9 +260,9 @@ class RemoteZip:
                 buffer.write(piece)
                 progress.advance(len(piece))
             view = buffer.getbuffer()
-            for member in read.members.tolist():
-                start = int(self.directory.offset[member]) - read.start
-                stop = int(self._stops[member]) - read.start
+            starts = self.directory.offset[read.members].astype(np.int64) - read.start
+            stops = self._stops(read.members).astype(np.int64) - read.start
+            for member, start, stop in zip(read.members.tolist(), starts.tolist(), stops.tolist(), strict=True):
                 try:
                     content = self._content(view[start:stop], member)
                 except MemberError:
@@ -275,15 +298,17 @@ class RemoteZip:
         self.remote.close()
 
 
-def member_stops(directory: ZipDirectory, directory_offset: int) -> NDArray[np.uint64]:
-    """Where each member ends at the latest: the next local header, or as far as its own header can reach.
+def member_stops(
+    directory: ZipDirectory, directory_offset: int, members: Members | slice = slice(None)
+) -> NDArray[np.uint64]:
+    """Where members, by default all, end at the latest: the next local header, or as far as its own header can reach.
 
     The local header's name and extra field have at most 65,535 bytes each (APPNOTE 4.4.10, 4.4.11), and a data
     descriptor has at most 24 (4.3.9). The directory does not say how many of them there are.
     """
     slack = np.uint64(_LOCAL_HEADER_BYTES + 2 * _MOST_FIELD_BYTES + _DESCRIPTOR_BYTES)
-    reach: NDArray[np.uint64] = directory.offset + directory.packed.astype(np.uint64) + slack
-    return np.minimum(np.minimum(directory.end, reach), np.uint64(directory_offset), dtype=np.uint64)
+    reach: NDArray[np.uint64] = directory.offset[members] + directory.packed[members].astype(np.uint64) + slack
+    return np.minimum(np.minimum(directory.end[members], reach), np.uint64(directory_offset), dtype=np.uint64)
 
 
 def plan_reads(starts: NDArray[np.uint64], stops: NDArray[np.uint64], members: Members) -> list[Read]:

@@ -105,20 +105,22 @@ def test_options_in_how_to_pages_exist(name: str) -> None:
     assert named <= known
 
 
-def test_command_reference_is_up_to_date() -> None:
-    assert (DOCS / "reference" / "cli.md").read_text(encoding="utf-8") == GENERATE.reference(), (
+@pytest.mark.parametrize("name", GENERATE.PAGES)
+def test_generated_page_is_up_to_date(name: str) -> None:
+    assert (DOCS / "reference" / name).read_text(encoding="utf-8") == GENERATE.PAGES[name](), (
         "run `python docs/generate.py`"
     )
 
 
 def test_generator_checks_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GENERATE, "PAGE", tmp_path / "reference" / "cli.md")
+    monkeypatch.setattr(GENERATE, "FOLDER", tmp_path / "reference")
     runner = CliRunner()
 
     codes = [runner.invoke(GENERATE.main, args).exit_code for args in (["--check"], [], ["--check"], [])]
 
     assert codes == [1, 0, 0, 0]
-    assert (tmp_path / "reference" / "cli.md").read_text(encoding="utf-8") == GENERATE.reference()
+    written = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "reference").iterdir()}
+    assert written == {name: page() for name, page in GENERATE.PAGES.items()}
 
 
 # Examples.
@@ -194,7 +196,8 @@ def test_demo_example_is_understood(example: str) -> None:
     context = main.commands["demo"].make_context("demo", words[2:])
 
     assert words[:2] == ["imgprep", "demo"]
-    assert context.params["root"]
+    assert context.params["online_like"] == ("--online-like" in words)
+    assert context.params["root"] == (Path(words[-1]) if "--workspace" in words else None)
 
 
 def test_reading_a_picture_as_the_formats_page_shows(

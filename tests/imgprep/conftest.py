@@ -79,6 +79,12 @@ def serve() -> Iterator[Callable[..., KaggleStandIn]]:
 
 
 @pytest.fixture
+def kaggle() -> Callable[[KaggleStandIn], StorageKaggle]:
+    """See :class:`StorageKaggle`."""
+    return StorageKaggle
+
+
+@pytest.fixture
 def remote() -> Iterator[Callable[..., RemoteFile]]:
     """A file behind the storage of a stand-in, with waits that take no time to speak of."""
     files: list[RemoteFile] = []

@@ -20,6 +20,7 @@ EXIT_CODES = {
     "MissingExtraError": 2,
     "DamagedError": 3,
     "SourceError": 3,
+    "ChangedError": 3,
     "MemberError": 3,
     "AnnotationError": 3,
     "ImageError": 3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import random
 import re
@@ -145,10 +146,22 @@ def test_what_passes_is_got_over(serve: Serve, remote: Remote, kind: FaultKind, 
 
 @pytest.mark.parametrize("kind", [kind for kind in RECOVERED if kind not in ("no-length", "expired", "no-etag")])
 def test_what_does_not_pass_is_an_error(serve: Serve, remote: Remote, kind: FaultKind) -> None:
-    """Nothing arrives, so the connection fails for good; ``short-range`` would get there a byte a request."""
     _, file = opened(serve, remote, Fault(kind=kind, times=None, percent=0), timeout=0.2, retries=2)
     with pytest.raises(NetworkError, match="failed 3 times in a row; the last time:"):
         file.read(5_000, 905_000)
+
+
+def test_a_server_that_sends_less_at_once_is_taken_as_it_is(
+    serve: Serve, remote: Remote, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No wait, no failure: only what comes in crumbs is one."""
+    monkeypatch.setattr(transfer, "PIECE_BYTES", 1000)
+    stand_in, file = opened(
+        serve, remote, Fault(kind="short-range", percent=50, min_bytes=10_000, times=None), backoff=Backoff(stop=clock)
+    )
+
+    assert file.read(0, 900_000) == CONTENT[:900_000]
+    assert (len(storage(stand_in)) > 5, clock.waits) == (True, [])
 
 
 def test_a_line_that_drops_after_every_few_bytes_is_given_up(serve: Serve, remote: Remote) -> None:
@@ -280,7 +293,7 @@ def test_a_whole_object_is_read_in_one_attempt_or_not(serve: Serve, remote: Remo
 def test_a_small_object_is_read_until_it_is_whole(serve: Serve, remote: Remote, kind: FaultKind) -> None:
     file = remote(serve(Memory(CONTENT), faults=[Fault(kind=kind, times=2)]))
 
-    assert file.read_whole(limit=len(CONTENT)) == CONTENT
+    assert file.read_whole(limit=2 * len(CONTENT)) == CONTENT
 
 
 def test_a_small_object_that_is_large_is_refused(serve: Serve, remote: Remote) -> None:
@@ -306,7 +319,7 @@ def test_the_rate_is_kept_exactly_where_time_is_exact(rate: float, pieces: list[
     simulated = Simulated()
     limit = RateLimit(rate, simulated)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transfer.time, "monotonic", lambda: simulated.now)
+        patch.setattr("imgprep.transfer.time.monotonic", lambda: simulated.now)
         for piece in pieces:
             limit.take(piece)
 
@@ -386,12 +399,13 @@ def test_a_stop_wakes_readers_whose_body_stalls(serve: Serve, remote: Remote, pe
 def test_a_stop_wakes_readers_of_a_server_that_says_nothing() -> None:
     """It takes the connection and the request, and then: not one byte."""
     accepted: list[socket.socket] = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=lambda: accepted.append(server.accept()[0]), daemon=True).start()
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        accept = threading.Thread(target=lambda: accepted.append(stack.enter_context(server.accept()[0])), daemon=True)
+        accept.start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/x"
         with RemoteFile(lambda: url, what="x", spec=TransferSpec(timeout=15.0)) as file:
             assert wakes(file, lambda: file.open(TAIL), blocked=lambda: bool(accepted)) < 1
-        accepted[0].close()
 
 
 def test_a_stop_wakes_those_who_wait_to_try_again(serve: Serve, remote: Remote) -> None:
@@ -409,7 +423,7 @@ def test_a_stop_wakes_those_who_wait_for_the_rate(serve: Serve, remote: Remote) 
 
 def test_the_first_error_ends_all_threads(serve: Serve, remote: Remote) -> None:
     stand_in, file = opened(serve, remote, jobs=4, timeout=15.0)
-    stand_in.add_fault(Fault(kind="stall", times=3, percent=0))
+    stand_in.add_fault(Fault(kind="stall", times=None, percent=0))
     before = time.monotonic()
 
     def read(start: int) -> bytes:
@@ -422,7 +436,8 @@ def test_the_first_error_ends_all_threads(serve: Serve, remote: Remote) -> None:
     with pytest.raises(OSError, match="No space left"):
         list(map_parallel(read, range(0, 4000, 100), remote=file))
     assert time.monotonic() - before < 5
-    assert len(storage(stand_in)) == 3
+    # The thread that failed may have begun one more before the others were told.
+    assert len(storage(stand_in)) <= 4
 
 
 def test_a_proxy_is_used_where_one_is_named(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
