@@ -116,22 +116,26 @@ This page is written by `docs/generate.py` from the table that the tests play; d
 
 Networks fail, addresses expire, servers are busy, proxies meddle. What `imgprep fetch` promises then:
 
-- What is wrong is never there under its final name. A file of a part appears when it is whole and its checksum is right,
-  the archive when every file in it is.
-- What is right stays. The same command goes on from there; the record of an earlier fetch changes only when the new one
-  is complete.
+- What is wrong never gets its final name. A file of a part appears when it is whole and its checksum is right, the
+  archive when every file in it is.
+- What is right stays. The same command goes on from there, and the record of an earlier fetch changes only when the new
+  one is complete.
 - It ends: by itself when the trouble passes, else with an [exit code](exit-codes.md) and one line that says what to do.
 
-*Recovered* means exit 0, and every file is the same byte for byte as after an undisturbed fetch. *Fewer files* means
-exit 0 with a warning: pictures and lists are right, annotations are missing; the same command with `--overwrite` adds them
-where ranges work again. After each exit code the same command succeeds once the fault is gone, and the files are those of
-an undisturbed fetch; only where the archive was replaced by another one, or a fetch was stopped from going over to it,
-`--overwrite` has to be added.
+*Recovered* means exit 0 and the same files, byte for byte, as after an undisturbed fetch. *Fewer files* means exit 0
+and a warning: pictures and lists are right, annotations are missing; with `--overwrite` the same command adds them
+where ranges work again. After an exit code, the same command succeeds once the fault is gone, and again leaves the
+files of an undisturbed fetch; where the archive was replaced by another one, it takes `--overwrite`.
 
-*Whole* is `imgprep fetch --yes`, *part* is `imgprep fetch --classes 2 --per-class 6`, and *again* stands for one of them
-that was interrupted and is run once more, in a workspace that held a smaller part before. *Once* hits one request, *for
-ever* every request from there on. *First request* is the one that finds out what the archive is; the *directory* lists
-what is in it. An empty cell: not played, as the way makes no difference.
+*Whole* is `imgprep fetch --yes`, *part* is `imgprep fetch --classes 2 --per-class 6`. *Again* stands for one of them
+that was interrupted and is run once more, in a workspace where a smaller part was fetched before. *Once* hits one
+request, *for ever* every request from there on. The *first request* finds out what the archive is and reads its end;
+the *directory* lists what is in it. An empty cell was not played.
+
+A zip has no checksum of its directory. For a whole archive the directory is therefore read twice. For a part it is read
+once: an altered byte that concerns a wanted file ends with exit 3, and the next run reads the directory anew; one that
+concerns no wanted file may go unnoticed. Files that were taken out of the archive by ranges are not mixed with files
+fetched one by one: where ranges stop working, a part that was begun with them ends with exit 2.
 """
 
 _SECTIONS: Final[dict[str, tuple[Place, ...]]] = {

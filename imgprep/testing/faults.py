@@ -47,6 +47,7 @@ class Row:
         credentials: What the account logs in with.
         zipped: Whether storage wraps the lists in zips of their own.
         other_content: Whether the archive is another one afterwards: to go over to it takes ``--overwrite``.
+        wanted_entry: Whether the byte that is hit is one of the directory's, of the CRC-32 of a file that is wanted.
     """
 
     words: str
@@ -57,6 +58,7 @@ class Row:
     credentials: Credentials = "legacy"
     zipped: bool = False
     other_content: bool = False
+    wanted_entry: bool = False
 
     @property
     def name(self) -> str:
@@ -64,7 +66,7 @@ class Row:
         last = self.faults[-1] if self.faults else None
         details = [str(last.status)] if last and last.kind == "status" else []
         details += ["after", str(last.retry_after)] if last and last.retry_after else []
-        details += ["other"] * self.other_content + ["zipped"] * self.zipped
+        details += ["other"] * self.other_content + ["zipped"] * self.zipped + ["entry"] * self.wanted_entry
         kind = last.kind if last else self.credentials
         return "-".join([kind, *details, self.place.replace(" ", "-"), "ever" if self.forever else "once"])
 
@@ -141,6 +143,14 @@ _STORAGE: Final = (
     _Kind(words="bytes from another place than was asked for", fault=Fault(kind="wrong-range")),
     _Kind(words="a few of the bytes that were asked for, and said so", fault=Fault(kind="short-range")),
     _Kind(words="a byte altered on the way", fault=Fault(kind="flip"), ever="exit 3"),
+    _Kind(
+        words="a byte altered in what the directory says of a wanted file",
+        fault=Fault(kind="flip"),
+        once={"whole": "recovered", "whole again": "recovered", "part": "exit 3", "part again": "recovered"},
+        ever=None,
+        places=("end",),
+        settings={"wanted_entry": True},
+    ),
     _Kind(words="a body compressed with gzip unasked", fault=Fault(kind="gzip")),
     _Kind(words="a web page instead of bytes", fault=Fault(kind="html")),
     _Kind(words="an error as JSON, sent with HTTP 200", fault=Fault(kind="json-error")),

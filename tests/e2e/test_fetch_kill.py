@@ -548,7 +548,7 @@ def test_killed_anywhere_the_same_request_goes_on_and_ends_in_the_same_tree(
         killed = sum(pool.map(try_one, points))
     assert not broken, f"{len(broken)} of {len(points)} kills:\n" + "\n".join(broken[:20])
     # How the network cuts a transfer into writes differs a little from run to run.
-    assert killed >= 0.8 * len(points)
+    assert killed >= 0.9 * len(points)
 
 
 @pytest.mark.slow

@@ -305,7 +305,7 @@ def test_the_real_client_and_the_real_command(cli: Cli, real: Callable[..., Kagg
 
 
 FULL_SCALE = """
-import json, resource, sys, time
+import json, re, sys, time
 from pathlib import Path
 from imgprep.backoff import Backoff
 from imgprep.fetch.online import Online, OnlineSpec
@@ -315,6 +315,10 @@ from imgprep.sources.kaggle import SignedUrl
 from imgprep.workspace import Workspace
 
 root, url, cache = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+
+def peak_mb():
+    # Of this program alone: ru_maxrss begins with that of the process that started it.
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) // 1024
 
 class Kaggle:
     retries = 0
@@ -334,7 +338,7 @@ with Online(Workspace(root), spec, cache=cache, kaggle=Kaggle(), backoff=Backoff
     print(json.dumps({
         "plan_s": round(planned, 2),
         "all_s": round(time.monotonic() - start, 2),
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "peak_mb": peak_mb(),
         "read_bytes": plan.read_bytes,
         "names": [member.name for member in members],
         "pictures": dict(plan.pictures),
@@ -380,7 +384,7 @@ def test_a_part_of_imagenet_is_cheap(serve: Callable[..., KaggleStandIn], tmp_pa
         or request.range_header.startswith("bytes=-")
         for request in stand_in.requests
     )
-    assert max(first["peak_mb"], second["peak_mb"]) <= 400
+    assert max(first["peak_mb"], second["peak_mb"]) <= 250
 
 
 def packed_bytes(cache: Path, archive: VirtualImagenet, names: set[str]) -> int:
