@@ -470,7 +470,9 @@ def measure(part: str, scale: Scale, scratch: Path, *, repeats: int, tell: Calla
                 if latency and round_:
                     # Mostly waiting, which does not vary: one round says it.
                     continue
-                for contender in contenders:
+                # The first after a pause may find the memory of the machine cold: each takes its turn at being first.
+                first = round_ % len(contenders)
+                for contender in [*contenders[first:], *contenders[:first]]:
                     if contender.missing:
                         continue
                     with tempfile.TemporaryDirectory(prefix="run-", dir=scratch) as folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,10 +14,10 @@ import pytest
 from PIL import Image
 
 
-def run_demo(folder: Path) -> subprocess.CompletedProcess[str]:
+def run_demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("IMGPREP")}
     return subprocess.run(
-        [sys.executable, "-m", "imgprep", "demo"],
+        [sys.executable, "-m", "imgprep", "demo", *options],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -56,3 +57,23 @@ def test_the_demo_walks_the_street_and_redoes_nothing(tmp_path: Path) -> None:
     assert (second.stdout + second.stderr).count("up to date") == 4
     assert (second.stdout + second.stderr).count("nothing to do") == 3
     assert seconds < 60
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_demo_fetches_a_part_as_if_online(tmp_path: Path) -> None:
+    first = run_demo(tmp_path, "--online-like")
+    assert first.returncode == 0, first.stderr
+    workspace = tmp_path / "imgprep-demo-online"
+    part = workspace / "raw" / "imagenet-object-localization-challenge"
+    record = json.loads((part / "fetch.json").read_text())
+    share = re.search(r"MB on the wire \((\d+\.\d+)% of the archive\)", first.stdout)
+    second = run_demo(tmp_path, "--online-like")
+
+    assert share is not None
+    assert 0 < float(share[1]) < 60
+    assert json.loads((workspace / "raw" / "source.json").read_text())["kind"] == "part"
+    assert record["num_members"] == len([path for path in part.rglob("*") if path.is_file()]) - 2
+    assert json.loads((workspace / "runs" / "demo" / "eval.json").read_text())["top1"]["share"] > 0.5
+    assert second.returncode == 0, second.stderr
+    assert (second.stdout + second.stderr).count("up to date") == 4

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -273,6 +275,106 @@ def test_without_ranges_it_warns(cli: Cli, stand_in: KaggleStandIn, monkeypatch:
 
     assert result.exit_code == 0, result.output
     assert result.stderr.startswith("Warning: the server ignores ranges: fetching one by one")
+
+
+def test_without_ranges_the_whole_is_counted(cli: Cli, stand_in: KaggleStandIn, toy_zip: Path) -> None:
+    stand_in.add_fault(Fault(kind="no-range", times=None))
+    result = cli("fetch", "--yes", "--json")
+    document = json.loads(result.stdout)
+    with zipfile.ZipFile(toy_zip) as archive:
+        members = sum(not info.is_dir() for info in archive.infolist())
+
+    assert document["way"] == "sequential"
+    assert document["files_fetched"] == document["files_held"] == document["members_checked"] == members
+    assert document["wire_bytes"] >= toy_zip.stat().st_size
+
+
+def test_a_part_that_came_one_by_one_is_always_said_to_be(
+    cli: Cli, stand_in: KaggleStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imgprep.fetch.one_by_one.SECONDS_A_FILE", 0.0)
+    fault = stand_in.add_fault(Fault(kind="no-range", times=None))
+    assert cli("fetch", *SMALL).exit_code == 0
+    again = cli("fetch", *SMALL)
+
+    assert again.stdout.startswith("up to date: ")
+    assert "Warning: this part was fetched one by one" in again.stderr
+    stand_in.clear_faults()
+    completed = cli("fetch", *SMALL, "--overwrite")
+    assert (completed.exit_code, completed.stderr.count("Warning")) == (0, 0), completed.output
+    assert "Warning" not in cli("fetch", *SMALL).stderr
+
+
+def test_a_choice_from_a_part_that_the_whole_might_not_give_is_noted(cli: Cli, stand_in: KaggleStandIn) -> None:
+    assert cli("fetch", *SMALL).exit_code == 0
+    same = cli("subset", *SMALL)
+    fewer = cli("subset", "--classes", "2", "--per-class", "2", "--name", "fewer", "--json")
+
+    assert (same.exit_code, "note:" in same.output) == (0, False), same.output
+    assert "note" in json.loads(fewer.stdout)
+
+
+def test_subset_and_shards_stay_up_to_date_when_the_part_grows(cli: Cli, stand_in: KaggleStandIn) -> None:
+    assert cli("fetch", *SMALL).exit_code == 0
+    assert cli("subset", *SMALL).exit_code == 0
+    assert cli("shard").exit_code == 0
+    before = {path: path.read_bytes() for path in Path("imgprep-data/shards").rglob("*") if path.is_file()}
+    assert cli("fetch", "--classes", "3", "--per-class", "3", "--val-per-class", "1").exit_code == 0
+
+    assert "up to date: " in cli("subset", *SMALL).stdout
+    assert "up to date: " in cli("shard").stdout
+    assert {path: path.read_bytes() for path in Path("imgprep-data/shards").rglob("*") if path.is_file()} == before
+    fails(cli("subset", "--classes", "3", "--per-class", "3"), 2, "classes was 2, now 3")
+
+
+def test_what_the_grown_part_would_choose_otherwise_is_refused(cli: Cli, stand_in: KaggleStandIn) -> None:
+    """All that is here is another choice once more is here."""
+    assert cli("fetch", *SMALL).exit_code == 0
+    assert cli("subset", "--per-class", "3").exit_code == 0
+    assert cli("fetch", "--classes", "3", "--per-class", "3", "--val-per-class", "1").exit_code == 0
+
+    fails(cli("subset", "--per-class", "3"), 2, "was made with other options: ", "is another one")
+
+
+def test_the_older_bundle_is_fetched_whole_and_read_as_it_is(
+    cli: Cli,
+    serve: Callable[..., KaggleStandIn],
+    kaggle: Callable[..., Any],
+    toy_zip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A zip around a packed tar of the pictures, with the lists beside it."""
+    bundle = tmp_path / "bundle.zip"
+    packed = io.BytesIO()
+    with zipfile.ZipFile(toy_zip) as archive, zipfile.ZipFile(bundle, "w") as outer:
+        with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+            for info in archive.infolist():
+                content = archive.read(info)
+                if not info.filename.startswith("ILSVRC/"):
+                    outer.writestr(info.filename, content, zipfile.ZIP_DEFLATED)
+                    continue
+                member = tarfile.TarInfo(info.filename)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        outer.writestr("imagenet_object_localization_patched2019.tar.gz", packed.getvalue())
+    started = serve(bundle)
+    monkeypatch.setattr("imgprep.fetch.online.KaggleCompetition", lambda **_: kaggle(started))
+    monkeypatch.setenv("IMGPREP_CACHE", str(tmp_path / "cache"))
+
+    fails(cli("fetch", *SMALL), 2, "patched2019.tar.gz", "`imgprep fetch --yes`")
+    assert cli("fetch", "--yes").exit_code == 0
+    assert json.loads(Path("imgprep-data/raw/source.json").read_text())["kind"] == "zip+tar.gz"
+    assert cli("subset", *SMALL).exit_code == 0
+    whole = Path("imgprep-data/subsets/main/manifest.csv").read_bytes()
+    assert cli("shard").exit_code == 0
+    assert cli("fetch", "--from", toy_zip, "--workspace", "other").exit_code == 0
+    assert cli("subset", *SMALL, "--workspace", "other").exit_code == 0
+    assert manifest_keys(Path("other/subsets/main/manifest.csv").read_bytes()) == manifest_keys(whole)
+
+
+def manifest_keys(table: bytes) -> list[str]:
+    return [line.split(b",")[0].decode() for line in table.splitlines()]
 
 
 def test_without_credentials_it_says_how_to_get_some(cli: Cli, real: Callable[..., KaggleStandIn]) -> None:

@@ -16,6 +16,7 @@ from imgprep.errors import MissingInputError, OutputExistsError, SpecError, Unkn
 from imgprep.fetch import fetch
 from imgprep.records import Catalog, Record, Synset
 from imgprep.selection import SubsetSpec
+from imgprep.sources.part import ArchiveRecord, PartRecord
 from imgprep.subset import Selection, plan_subset, select, subset
 from imgprep.tables import manifest_records, manifest_table, read_catalog, read_manifest
 from imgprep.testing.toy import ToySpec, write_toy_imagenet
@@ -208,3 +209,46 @@ def test_names_cannot_leave_the_workspace(cataloged: Workspace) -> None:
     for name in ("../x", "a/b", "", ".hidden"):
         with pytest.raises(SpecError, match="a name is made of"):
             subset(cataloged, SubsetSpec(), name=name)
+
+
+SPECS = st.builds(
+    SubsetSpec,
+    classes=st.none() | st.integers(1, 4) | st.sampled_from([("class 0",), ("class 1", "class 3"), ("class 2",)]),
+    per_class=st.none() | st.integers(1, 5),
+    val_per_class=st.none() | st.integers(0, 2),
+    seed=st.integers(0, 1),
+    allow_short=st.booleans(),
+)
+
+
+def chosen(manifest: pd.DataFrame, spec: SubsetSpec) -> object:
+    """What a spec chooses, or that it cannot."""
+    try:
+        selection = select(manifest, CLASSES, spec)
+    except UsageError:
+        return "refused"
+    return selection.manifest.to_csv(index=False), [synset.wnid for synset in selection.catalog]
+
+
+@settings(max_examples=300)
+@given(
+    sizes=st.lists(st.integers(0, 7), min_size=6, max_size=6),
+    requests=st.lists(SPECS, min_size=1, max_size=3),
+    wanted=SPECS,
+)
+def test_a_part_that_answers_gives_what_the_whole_gives(
+    sizes: list[int], requests: list[SubsetSpec], wanted: SubsetSpec
+) -> None:
+    whole = make_manifest(dict(enumerate(sizes)), val=2)
+    met = [spec for spec in requests if chosen(whole, spec) != "refused"]
+    held = set().union(*(set(select(whole, CLASSES, spec).manifest["key"]) for spec in met))
+    record = PartRecord(
+        archive=ArchiveRecord(name="a.zip", smallest_class=min((size for size in sizes if size), default=0)),
+        requests=tuple(spec.to_options() for spec in met),
+        members={},
+    )
+
+    if record.answers(wanted.to_options()):
+        assert chosen(whole[whole["key"].isin(held)], wanted) == chosen(whole, wanted)
+    # A request that was met is always answered.
+    assert all(record.answers(spec.to_options()) for spec in met)
