@@ -149,6 +149,7 @@ def _fetch_online(workspace: Workspace, request: PartRequest | None, options: Ma
     from imgprep.backoff import Backoff
     from imgprep.cli.progress import make_progress
     from imgprep.fetch.online import Online, OnlineSpec, report_document
+    from imgprep.fetch.space import free_bytes
     from imgprep.transfer import TransferSpec
 
     spec = OnlineSpec(
@@ -163,7 +164,10 @@ def _fetch_online(workspace: Workspace, request: PartRequest | None, options: Ma
         for warning in online.warnings:
             click.echo(f"Warning: {warning}", err=True)
         if options["dry_run"]:
-            print_result(_plan_lines(plan, spec), _plan_document(plan), as_json=options["as_json"])
+            free = free_bytes(workspace.root)
+            lines = _plan_lines(plan, spec)
+            lines += [f"free: {size_text(free)} at {workspace.root}"] if plan.action == "run" else []
+            print_result(lines, _plan_document(plan) | {"free_bytes": free}, as_json=options["as_json"])
             return
         if plan.action == "run":
             for line in _plan_lines(plan, spec):

@@ -31,7 +31,7 @@ class IlsvrcLayout:
 
     def matches(self, members: Sequence[Member]) -> bool:
         """Whether a ``Data/CLS-LOC/`` folder is there, or at least its annotations."""
-        return any(_MARK in member.name or _XML_MARK in member.name for member in members)
+        return any(_before(mark, member.name) is not None for member in members for mark in (_MARK, _XML_MARK))
 
     def scan(self, source: Source) -> Listing:
         """List classes from the synset mapping, pictures, XML files and the labels of ``LOC_val_solution.csv``.
@@ -96,6 +96,12 @@ def is_plain(name: str) -> bool:
     return name.isprintable() and "\ufffd" not in name
 
 
+def _before(mark: str, name: str) -> str | None:
+    """What stands before the folders of ``mark`` in a name; None where they are not in it."""
+    before, found, _ = name.partition(mark)
+    return before if found and (not before or before.endswith("/")) else None
+
+
 def _find_prefix(members: Sequence[Member], source: Source) -> str:
     """What stands before ``Data/CLS-LOC/`` in the names of the pictures; where only annotations were fetched, of those.
 
@@ -104,13 +110,13 @@ def _find_prefix(members: Sequence[Member], source: Source) -> str:
     """
     prefixes: dict[str, int] = {}
     for member in members:
-        before, mark, after = member.name.partition(_MARK)
-        if mark and is_plain(member.name) and _image(mark + after, member) is not None:
+        before = _before(_MARK, member.name)
+        if before is not None and is_plain(member.name) and _image(member.name[len(before) :], member) is not None:
             prefixes[before] = prefixes.get(before, 0) + 1
     # What a Mac puts beside every file it packs.
     found = [prefix for prefix in prefixes if not prefix.startswith("__MACOSX/")]
-    if not found and not any(_MARK in member.name for member in members):
-        found = sorted({member.name.partition(_XML_MARK)[0] for member in members if _XML_MARK in member.name})
+    if not found and not any(_before(_MARK, member.name) is not None for member in members):
+        found = sorted({before for member in members if (before := _before(_XML_MARK, member.name)) is not None})
     if not found:
         raise SourceError(f"{source.path} has a {_MARK} folder, but not one .JPEG in it", "check the archive")
     if len(found) > 1:

@@ -194,6 +194,7 @@ def test_a_dry_run_writes_nothing_and_fetches_no_picture(cli: Cli, stand_in: Kag
         result = cli("fetch", *way, "--dry-run")
         assert result.exit_code == 0, result.output
         assert "to fetch: " in result.stdout
+        assert " at imgprep-data" in result.stdout.splitlines()[-1]
         assert files() == {}
         check_only_directory_and_lists(stand_in)
 
@@ -208,6 +209,7 @@ def test_json_is_all_there_is_on_stdout(cli: Cli, stand_in: KaggleStandIn, way: 
 
     assert result.stdout.count("\n") == 1
     assert (planned["action"], done["action"], again["action"]) == ("run", "run", "skip")
+    assert planned["free_bytes"] > planned["bytes_to_fetch"]
     assert planned["files_to_fetch"] == done["files_fetched"] > 0
     assert planned["files_held"] == done["files_held"] == again["files_held"] == done["members_checked"]
     assert done["wire_bytes"] == stand_in.storage_bytes >= planned["bytes_to_fetch"]
@@ -293,7 +295,7 @@ def test_a_part_that_came_one_by_one_is_always_said_to_be(
     cli: Cli, stand_in: KaggleStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imgprep.fetch.one_by_one.SECONDS_A_FILE", 0.0)
-    fault = stand_in.add_fault(Fault(kind="no-range", times=None))
+    stand_in.add_fault(Fault(kind="no-range", times=None))
     assert cli("fetch", *SMALL).exit_code == 0
     again = cli("fetch", *SMALL)
 

@@ -124,6 +124,12 @@ def test_what_a_mac_puts_beside_every_file_is_no_tree(tmp_path: Path) -> None:
     assert [image.member.name for image in listing.images] == [TRAIN]
 
 
+def test_a_folder_whose_name_only_ends_like_the_tree_is_none(tmp_path: Path) -> None:
+    listing = scan(tmp_path, {TRAIN: b"", "oldData/CLS-LOC/train/n01440764/n01440764_2.JPEG": b""})
+
+    assert [image.key for image in listing.images] == ["n01440764_1"]
+
+
 def test_the_lists_are_those_beside_the_tree(tmp_path: Path) -> None:
     listing = scan(tmp_path, {"other/LOC_synset_mapping.txt": b"broken", TRAIN: b"", "LOC_synset_mapping.txt": MAPPING})
 
