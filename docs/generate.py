@@ -135,7 +135,8 @@ the *directory* lists what is in it. An empty cell was not played.
 A zip has no checksum of its directory. For a whole archive the directory is therefore read twice. For a part it is read
 once: an altered byte that concerns a wanted file ends with exit 3, and the next run reads the directory anew; one that
 concerns no wanted file may go unnoticed. Files that were taken out of the archive by ranges are not mixed with files
-fetched one by one: where ranges stop working, a part that was begun with them ends with exit 2.
+fetched one by one: where ranges stop working, a part that was begun with them ends with exit 2. Nor is a whole archive
+that was begun with ranges given up for one without: it ends with exit 5, and `--overwrite` begins anew.
 """
 
 _SECTIONS: Final[dict[str, tuple[Place, ...]]] = {

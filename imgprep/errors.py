@@ -150,6 +150,10 @@ def as_imgprep_error(error: OSError) -> ImgprepError:
     what = f"{error.strerror or error}{place}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpaceError(what, "free some space or choose another --workspace, then run the same command again")
+    if error.errno == errno.EFBIG:
+        return NoSpaceError(
+            what, "the filesystem or a limit (ulimit -f) allows no larger file: choose another --workspace"
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return AccessError(what, "check the permissions, or choose another --workspace")
     return ImgprepError(what)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from weakref import WeakSet
 
 import urllib3
@@ -34,9 +34,13 @@ PIECE_BYTES: Final = 1 << 18
 MIN_RANGE_BYTES: Final = 1 << 20
 """A connection is not opened for less than this, except where there is no more to fetch."""
 
+MAX_TIMEOUT: Final = 86_400
+"""Seconds that a timeout may have; sockets take no infinite ones."""
+
 _REFUSALS: Final = 3
 """How many fresh addresses may be refused in a row."""
 
+_SIZE: Final = re.compile(r"\d{1,18}", re.ASCII)
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _SLOW_SECONDS: Final = 30.0
 
@@ -92,8 +96,8 @@ class TransferSpec:
             raise SpecError(f"jobs must be from 1 to 64, got {self.jobs}")
         if self.rate is not None and not self.rate >= 1:
             raise SpecError(f"rate must be 1 byte a second or more, got {self.rate}")
-        if not self.timeout > 0:
-            raise SpecError(f"timeout must be more than 0 seconds, got {self.timeout}")
+        if not 0 < self.timeout <= MAX_TIMEOUT:
+            raise SpecError(f"timeout must be more than 0 and at most {MAX_TIMEOUT:,} seconds, got {self.timeout}")
         # A connection that we slow down ourselves must not be taken for a slow one.
         if self.rate is not None and self.floor * self.jobs > self.rate:
             object.__setattr__(self, "floor", self.rate / self.jobs / 2)
@@ -206,6 +210,7 @@ class RemoteFile:
         self._address: str | None = None
         self._pools: dict[str, urllib3.PoolManager] = {}
         self._sockets: WeakSet[socket.socket] = WeakSet()
+        self._patience = Patience(self.spec.timeout)
 
     @property
     def identity(self) -> Identity:
@@ -379,7 +384,7 @@ class RemoteFile:
         left, waited, waited_bytes = num_bytes, 0.0, 0
         while left:
             before = time.monotonic()
-            with _network():
+            with _network(), self._patience.until_answered():
                 # Content-Encoding was checked before: what comes is what is stored.
                 piece = response.read1(min(left, PIECE_BYTES), decode_content=False)
             waited += time.monotonic() - before
@@ -425,7 +430,7 @@ class RemoteFile:
         proxy = _proxy_for(address)
         with self._lock:
             if proxy not in self._pools:
-                self._pools[proxy] = _make_pool(proxy, self.spec, self._note)
+                self._pools[proxy] = _make_pool(proxy, self.spec, self._note, self._patience)
             return self._pools[proxy]
 
     def _note(self, connected: socket.socket) -> None:
@@ -472,6 +477,8 @@ class RemoteFile:
     def _refusal(self, response: urllib3.BaseHTTPResponse) -> Exception:
         """What a status other than 200 and 206 means."""
         status = response.status
+        if status == 407:
+            return _proxy_password()
         if status in (412, 416) and self._identity is not None:
             return changed(self.what, self._identity, _identity_of(response))
         refused = status if status in (400, 401, 403, 404, 410) else None
@@ -489,6 +496,7 @@ class RemoteFile:
 
     def close(self) -> None:
         """Close all connections."""
+        self._patience.close()
         for pool in self._pools.values():
             pool.clear()
 
@@ -534,18 +542,27 @@ def _network() -> Iterator[None]:
     """Turn what the network raises into a failed attempt; errors of the disk pass through.
 
     Raises:
-        NetworkError: The server cannot prove who it is: trying again does not help.
+        NetworkError: The server cannot prove who it is, or a proxy wants a password: trying again does not help.
     """
     try:
         yield
-    except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
+    except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError, ValueError) as error:
+        # A ValueError is a redirection to an address that is none.
         reason = getattr(error, "reason", None) or error
+        if isinstance(reason, urllib3.exceptions.ProxyError) and " 407 " in str(reason.original_error):
+            raise _proxy_password() from None
         if isinstance(reason, urllib3.exceptions.SSLError) and "certificate" in str(reason).lower():
             raise NetworkError(
                 f"the certificate of the server cannot be checked ({_first_line(reason)})",
                 "behind a proxy that opens TLS, name its certificates in REQUESTS_CA_BUNDLE",
             ) from None
         raise _Failed(_why(reason)) from None
+
+
+def _proxy_password() -> NetworkError:
+    return NetworkError(
+        "the proxy wants a user name and a password (HTTP 407)", "set https_proxy to http://USER:PASSWORD@HOST:PORT"
+    )
 
 
 def _why(error: BaseException) -> str:
@@ -569,7 +586,7 @@ def _first_line(error: BaseException) -> str:
 def _identity_of(response: urllib3.BaseHTTPResponse, *, num_bytes: int | None = None) -> Identity:
     if num_bytes is None:
         length = response.headers.get("Content-Length", "")
-        num_bytes = int(length) if length.isascii() and length.isdigit() else -1
+        num_bytes = int(length) if _SIZE.fullmatch(length) else -1
     return Identity(num_bytes, response.headers.get("ETag", ""), response.headers.get("Last-Modified", ""))
 
 
@@ -596,7 +613,68 @@ def _proxy_for(address: str) -> str:
     return proxies.get(parts.scheme) or proxies.get("all") or ""
 
 
-def _make_pool(proxy: str, spec: TransferSpec, note: Callable[[socket.socket], None]) -> urllib3.PoolManager:
+class Patience:
+    """Ends waits for an answer that trickles.
+
+    A socket's own timeout begins anew with each byte, so one byte a minute would keep a reader for days. What is
+    awaited here, all of an answer's header or the next piece of its body, must be there in time as a whole.
+
+    Args:
+        seconds: How long a wait may be.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._current = threading.local()
+        self._waits: dict[int, tuple[float, socket.socket]] = {}
+        self._closed = threading.Event()
+        self._watcher: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def use(self, connected: socket.socket) -> None:
+        """Tell the socket that this thread waits for from now on."""
+        self._current.socket = connected
+
+    @contextlib.contextmanager
+    def until_answered(self) -> Iterator[None]:
+        """A wait of this thread: when it takes too long, its socket is shut down."""
+        awaited: socket.socket | None = getattr(self._current, "socket", None)
+        if awaited is None:
+            yield
+            return
+        if self._watcher is None:
+            self._begin()
+        # Assigning and removing a key are atomic: a lock for every piece would cost more than the rest.
+        self._waits[threading.get_ident()] = time.monotonic() + self._seconds, awaited
+        try:
+            yield
+        finally:
+            self._waits.pop(threading.get_ident(), None)
+
+    def _begin(self) -> None:
+        with self._lock:
+            if self._watcher is None and not self._closed.is_set():
+                self._watcher = threading.Thread(target=self._watch, name="imgprep-patience", daemon=True)
+                self._watcher.start()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(min(1.0, self._seconds / 4)):
+            now = time.monotonic()
+            for until, awaited in list(self._waits.values()):
+                if now > until:
+                    with contextlib.suppress(OSError):
+                        awaited.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End the watch."""
+        self._closed.set()
+        if self._watcher is not None:
+            self._watcher.join()
+
+
+def _make_pool(
+    proxy: str, spec: TransferSpec, note: Callable[[socket.socket], None], patience: Patience
+) -> urllib3.PoolManager:
     # Retrying is ours: only a storage server's redirect to another of its hosts is followed.
     retries = urllib3.Retry(
         total=5,
@@ -617,13 +695,35 @@ def _make_pool(proxy: str, spec: TransferSpec, note: Callable[[socket.socket], N
         bundle = certifi.where()
     make: Callable[..., urllib3.PoolManager] = urllib3.PoolManager
     if proxy:
-        make = partial(urllib3.ProxyManager, proxy if "://" in proxy else f"http://{proxy}")
+        make = _through(proxy)
     pool = make(maxsize=spec.jobs, retries=retries, timeout=timeout, ca_certs=bundle)
-    pool.pool_classes_by_scheme = {scheme: _noting(kind, note) for scheme, kind in pool.pool_classes_by_scheme.items()}
+    pool.pool_classes_by_scheme = {
+        scheme: _noting(kind, note, patience) for scheme, kind in pool.pool_classes_by_scheme.items()
+    }
     return pool
 
 
-def _noting(kind: type[Any], note: Callable[[socket.socket], None]) -> type[Any]:
+def _through(proxy: str) -> Callable[..., urllib3.PoolManager]:
+    """Makes pools that go through a proxy, given as ``[http://][USER:PASSWORD@]HOST:PORT``.
+
+    Raises:
+        NetworkError: The setting cannot be used. It is not quoted: it may hold a password.
+    """
+    try:
+        parts = urllib3.util.parse_url(proxy if "://" in proxy else f"http://{proxy}")
+        if parts.scheme in ("http", "https") and parts.host:
+            headers = urllib3.util.make_headers(proxy_basic_auth=unquote(parts.auth)) if parts.auth else {}
+            bare = parts._replace(auth=None).url
+            return partial(urllib3.ProxyManager, bare, proxy_headers=headers)
+    except (urllib3.exceptions.HTTPError, ValueError):
+        pass
+    raise NetworkError(
+        "the proxy setting of this computer cannot be used",
+        "set https_proxy and http_proxy to http://HOST:PORT or http://USER:PASSWORD@HOST:PORT",
+    )
+
+
+def _noting(kind: type[Any], note: Callable[[socket.socket], None], patience: Patience) -> type[Any]:
     """A kind of pool whose connections tell of their sockets: one that waits for an answer can then be woken."""
     connection = kind.ConnectionCls
 
@@ -631,6 +731,10 @@ def _noting(kind: type[Any], note: Callable[[socket.socket], None]) -> type[Any]
         connection.connect(self)
         note(self.sock)
 
-    return type(
-        kind.__name__, (kind,), {"ConnectionCls": type(connection.__name__, (connection,), {"connect": connect})}
-    )
+    def getresponse(self: Any) -> Any:
+        patience.use(self.sock)
+        with patience.until_answered():
+            return connection.getresponse(self)
+
+    methods = {"connect": connect, "getresponse": getresponse}
+    return type(kind.__name__, (kind,), {"ConnectionCls": type(connection.__name__, (connection,), methods)})

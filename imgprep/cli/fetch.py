@@ -53,7 +53,7 @@ _SELECTION: Final = ("classes", "per_class", "val_per_class", "seed", "allow_sho
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=0, min_open=True, max=86_400),
     default=60.0,
     show_default=True,
     help="Seconds without a byte after which a connection is given up and another one tried.",

@@ -11,19 +11,36 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from imgprep.backoff import Backoff
-from imgprep.errors import DamagedError, LockedError, MissingInputError, OutputExistsError
+from imgprep.errors import DamagedError, LockedError, MissingInputError, NetworkError, OutputExistsError, SourceError
 from imgprep.fetch.one_by_one import FileFetcher, FilesPlan, fetch_files, plan_files
 from imgprep.fetch.part import PartPlan, fetch_part, find_met, find_record, part_folder, plan_part
-from imgprep.fetch.request import PartRequest
+from imgprep.fetch.request import PartRequest, choose
 from imgprep.fetch.sequential import fetch_sequentially
-from imgprep.fetch.whole import WholePlan, fetch_whole, forget_state, plan_whole, whole_path
+from imgprep.fetch.whole import (
+    WholePlan,
+    bytes_by_ranges,
+    check_ours,
+    claim,
+    fetch_whole,
+    forget_state,
+    plan_whole,
+    whole_path,
+)
 from imgprep.layouts import find_layout
+from imgprep.layouts.survey import survey
 from imgprep.receipts import Action
 from imgprep.sources import open_source
-from imgprep.sources.adopted import SourceRecord, describe_source, read_source_record, write_source_record
+from imgprep.sources.adopted import (
+    SourceRecord,
+    describe_source,
+    open_adopted,
+    read_source_record,
+    write_source_record,
+)
 from imgprep.sources.kaggle import COMPETITION, KaggleCompetition
 from imgprep.sources.part import PartRecord
 from imgprep.sources.remote_zip import RemoteZip
+from imgprep.sources.zip import ZipSource
 from imgprep.stats import SILENT, Progress
 from imgprep.transfer import RangesIgnoredError, RemoteFile, TransferSpec, Wire
 from imgprep.workspace import Workspace, default_cache
@@ -156,6 +173,9 @@ class Online:
             NetworkError: The network failed after every retry.
             UsageError: The request cannot be met.
         """
+        if self.spec.request is not None:
+            # A manifest that is not there is said whatever the workspace has.
+            self.spec.request.to_options()
         source = self._check_source()
         met = self._find_met(source)
         if met is not None:
@@ -182,6 +202,10 @@ class Online:
         part = plan_part(
             self.workspace, self.spec.request, remote, overwrite=self.spec.overwrite, progress=self._progress
         )
+        if part.dropped:
+            self.warnings.append(
+                f"{part.dropped}: what was asked for before is forgotten, and asking again fetches what is missing"
+            )
         return OnlinePlan(
             action="run",
             way="part",
@@ -194,8 +218,11 @@ class Online:
             pictures=part.choice.pictures if part.choice else {},
             detail=part,
             source=source,
-            before=find_record(part.folder),
+            before=self._find_record(part.folder),
         )
+
+    def _find_record(self, folder: Path) -> PartRecord | None:
+        return find_record(folder, overwrite=self.spec.overwrite)[0]
 
     def run(self, plan: OnlinePlan) -> OnlineReport:
         """Do what :meth:`plan` decided, and make it the source of the workspace, whose lock the caller holds.
@@ -211,7 +238,7 @@ class Online:
                 # A kill between the last two steps below.
                 forget_state(plan.path)
             return self._report(plan, plan.source, checked=plan.num_held if plan.way == "part" else 0)
-        if _source_of(self.workspace) != plan.source or (plan.before and find_record(plan.path) != plan.before):
+        if _source_of(self.workspace) != plan.source or (plan.before and self._find_record(plan.path) != plan.before):
             raise LockedError(
                 f"another process fetched to {self.workspace.root} meanwhile", "run the same command again"
             )
@@ -220,7 +247,7 @@ class Online:
         if plan.way == "sequential":
             plan = replace(plan, num_files=checked, num_held=checked)
         record = self._adopt(plan.path)
-        if plan.way == "whole":
+        if plan.way in ("whole", "sequential"):
             forget_state(plan.path)
         return self._report(plan, record, checked=checked)
 
@@ -234,7 +261,7 @@ class Online:
                 fetch_whole(whole, self._remote, progress=self._progress)
                 return plan.num_held
             case FilesPlan() as files if self._fetcher is not None and self.spec.request is not None:
-                before = find_record(plan.path)
+                before = self._find_record(plan.path)
                 fetch_files(
                     files,
                     plan.path,
@@ -248,8 +275,7 @@ class Online:
         if self._file is None:
             message = "plan() comes before run()"
             raise RuntimeError(message)
-        # Parts that came by ranges are written over.
-        forget_state(plan.path)
+        claim(plan.path)
         archive = fetch_sequentially(self._file, plan.path, backoff=self._backoff, progress=self._progress)
         return archive.num_members
 
@@ -263,9 +289,11 @@ class Online:
         if source is None or self.spec.overwrite:
             return source
         path = self.workspace.root / source.path
-        if path not in (part_folder(self.workspace, ARCHIVE_NAME), whole_path(self.workspace, ARCHIVE_NAME)):
+        # A folder of that name may also be an archive that someone unpacked and adopted.
+        is_part = path == part_folder(self.workspace, ARCHIVE_NAME) and source.kind == "part"
+        if not is_part and path != whole_path(self.workspace, ARCHIVE_NAME):
             raise OutputExistsError(
-                f"{self.workspace.root} has another source: {source.path}",
+                f"{self.workspace.root} has another source: {source.kind} {source.path}",
                 "use --overwrite to fetch in its place, or another --workspace",
             )
         return source
@@ -274,19 +302,14 @@ class Online:
         """A plan with nothing to do, made without the network, when everything asked for is here."""
         if self.spec.overwrite or source is None:
             return None
-        whole = whole_path(self.workspace, ARCHIVE_NAME)
-        if self.workspace.root / source.path == whole:
-            with contextlib.suppress(OSError):
-                status = whole.stat()
-                if (status.st_size, status.st_mtime_ns) == (source.num_bytes, source.mtime_ns):
-                    return OnlinePlan(
-                        action="skip",
-                        way="whole",
-                        path=whole,
-                        archive_bytes=source.num_bytes,
-                        num_held=source.num_members,
-                        source=source,
-                    )
+        if self.workspace.root / source.path == whole_path(self.workspace, ARCHIVE_NAME):
+            try:
+                return self._plan_from_whole(source)
+            except MissingInputError:
+                # It was deleted; whoever asks for a part now means to do without it.
+                pass
+            except SourceError as error:
+                raise SourceError(error.what, "run the same command with --overwrite to fetch it anew") from None
         if self.spec.request is None:
             return None
         part = find_met(self.workspace, self.spec.request, ARCHIVE_NAME, progress=self._progress)
@@ -303,6 +326,31 @@ class Online:
             path=part.folder,
             archive_bytes=part.record.archive.num_bytes,
             num_held=len(part.record.members),
+            source=source,
+        )
+
+    def _plan_from_whole(self, source: SourceRecord) -> OnlinePlan:
+        """The plan where the whole archive is here: nothing to do, if what is asked for can be chosen from it.
+
+        Raises:
+            MissingInputError: It is gone.
+            SourceError: It is another one than was fetched.
+            UsageError: The request cannot be met.
+        """
+        pictures: Mapping[str, int] = {}
+        # Also where it was copied, which gives it another time: then its listing is compared.
+        archive, _ = open_adopted(self.workspace)
+        with archive:
+            if self.spec.request is not None and isinstance(archive, ZipSource):
+                found, names = survey(archive.directory, where=ARCHIVE_NAME), archive.directory.name
+                pictures = choose(found, self.spec.request, lambda member: archive.read(names(member))).pictures
+        return OnlinePlan(
+            action="skip",
+            way="whole",
+            path=self.workspace.root / source.path,
+            archive_bytes=source.num_bytes,
+            num_held=source.num_members,
+            pictures=pictures,
             source=source,
         )
 
@@ -325,8 +373,15 @@ class Online:
             raise RuntimeError(message)
         size = self._file.identity.num_bytes
         if self.spec.request is None:
-            self.warnings.append("the server ignores ranges: one connection, and a broken one begins from the start")
             path = whole_path(self.workspace, ARCHIVE_NAME)
+            check_ours(path, overwrite=self.spec.overwrite)
+            held = bytes_by_ranges(path)
+            if held and not self.spec.overwrite:
+                raise NetworkError(
+                    f"the server ignores ranges now, and {held:,} bytes of {path.name} came by ranges before",
+                    "try again later or from another network; --overwrite drops them and begins anew, without ranges",
+                )
+            self.warnings.append("the server ignores ranges: one connection, and a broken one begins from the start")
             return OnlinePlan(
                 action="run", way="sequential", path=path, archive_bytes=size, read_bytes=size, num_requests=1
             )
@@ -337,7 +392,7 @@ class Online:
         self._fetcher = FileFetcher(self._kaggle, self.spec.transfer, self._backoff, self.wire)
         files = plan_files(self.spec.request, self._fetcher.read)
         path = part_folder(self.workspace, ARCHIVE_NAME)
-        before = find_record(path)
+        before = self._find_record(path)
         here = set() if before is None else set(before.members)
         missing = [name for name in files.names if name not in here]
         return OnlinePlan(

@@ -22,7 +22,14 @@ from imgprep.layouts.survey import Members, survey
 from imgprep.receipts import Action
 from imgprep.sources import Member, listing_digest
 from imgprep.sources.adopted import read_source_record
-from imgprep.sources.part import ArchiveRecord, PartRecord, read_part_record, write_part_record
+from imgprep.sources.part import (
+    ArchiveRecord,
+    ForeignRecordError,
+    PartRecord,
+    is_reserved,
+    read_part_record,
+    write_part_record,
+)
 from imgprep.sources.remote_zip import Read, RemoteZip
 from imgprep.sources.zip_directory import is_safe_name
 from imgprep.stats import SILENT, Progress
@@ -48,6 +55,7 @@ class PartPlan:
         held: Those of them that were read already, to choose by.
         reads: The requests that fetch the others.
         removed: Names of members of earlier requests that are to go.
+        dropped: Why the record of earlier requests cannot be used; empty when it can, or there is none.
     """
 
     action: Action
@@ -58,6 +66,7 @@ class PartPlan:
     held: Mapping[int, bytes] = field(default_factory=dict, repr=False)
     reads: tuple[Read, ...] = ()
     removed: tuple[str, ...] = ()
+    dropped: str = ""
 
     @property
     def read_bytes(self) -> int:
@@ -70,13 +79,31 @@ def part_folder(workspace: Workspace, archive: str) -> Path:
     return workspace.root / "raw" / archive.removesuffix(".zip")
 
 
-def find_record(folder: Path) -> PartRecord | None:
-    """The record of what was fetched before, or None where nothing usable is."""
+def find_record(folder: Path, *, overwrite: bool = False) -> tuple[PartRecord | None, str]:
+    """The record of what was fetched before, or None where nothing usable is.
+
+    Everything on disk is compared with the archive anyway: a lost record costs a look, not a transfer.
+
+    Args:
+        folder: Where the part lies.
+        overwrite: Begin anew also where another version of imgprep wrote the record.
+
+    Returns:
+        The record, and why one that is there cannot be used.
+
+    Raises:
+        ForeignRecordError: Another version of imgprep wrote it.
+    """
     try:
-        return read_part_record(folder)
-    except (FileNotFoundError, DamagedError):
-        # Everything on disk is compared with the archive anyway: a lost record costs a look, not a transfer.
-        return None
+        return read_part_record(folder), ""
+    except FileNotFoundError:
+        return None, ""
+    except ForeignRecordError:
+        if not overwrite:
+            raise
+        return None, ""
+    except DamagedError as error:
+        return None, error.what
 
 
 def find_met(
@@ -130,11 +157,13 @@ def plan_part(
     """
     archive = remote.remote.what
     folder = part_folder(workspace, archive)
-    before = find_record(folder)
+    before, dropped = find_record(folder, overwrite=overwrite)
     if before is not None and not overwrite:
         _check_same(before.archive, remote)
     content = Contents(remote, folder)
     found = survey(remote.directory, where=archive)
+    if is_reserved(found.prefix):
+        raise SourceError(f"{archive} holds a tree at {found.prefix!r}, where the record of a part lies")
     choice = choose(found, request, content)
     kept = {} if before is None or overwrite else before.members
     wanted = np.union1d(choice.members, _numbers(remote, kept)).astype(np.int64)
@@ -161,6 +190,7 @@ def plan_part(
         held=held,
         reads=tuple(remote.plan(np.setdiff1d(missing, list(held)).astype(np.int64))),
         removed=removed,
+        dropped=dropped,
     )
 
 
@@ -218,7 +248,7 @@ class MemberWriter:
             SourceError: Its name would leave the folder.
         """
         if not is_safe_name(name):
-            raise SourceError(f"the archive holds a member {name!r}, whose name leaves the folder it belongs to")
+            raise SourceError(f"the archive holds a member {name[:200]!r}, which cannot be written under this name")
         path = self._folder / name
         with self._lock:
             if path.parent not in self._made:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from imgprep.errors import AnnotationError, ContradictionError, DamagedError, MissingInputError, SpecError
+from imgprep.errors import AnnotationError, ContradictionError, DamagedError, MissingInputError, SpecError, UsageError
 from imgprep.files import sha256_file
 from imgprep.layouts.ilsvrc import MAPPING, VAL_SOLUTION, parse_mapping, parse_solution
 from imgprep.layouts.survey import Members, Survey, stem
@@ -152,6 +152,8 @@ def _of_manifest(found: Survey, manifest: Path) -> PartChoice:
             f"pictures of {manifest} that are not in the archive: {len(absent)}, such as {absent[0]}",
             "the manifest was made from another archive",
         )
+    if not rows:
+        raise UsageError(f"{manifest} lists no picture", "name a manifest.csv made by imgprep subset")
     train_keys = {key for group, some in keys.items() if group not in ("val", "test") for key in some}
     xml = _annotations_of(found, train_keys, sorted(wanted))
     chosen = np.array(members, dtype=np.int64)

@@ -85,8 +85,11 @@ def fetch_sequentially(
 
 def _fetch_once(remote: RemoteFile, path: Path, progress: Progress) -> None:
     size = remote.identity.num_bytes
-    with path.open("wb", buffering=0) as file:
-        check_space(path.parent, size, what=remote.what)
+    # An earlier attempt lies where this one goes.
+    held = path.lstat().st_blocks * 512 if path.exists() else 0
+    check_space(path.parent, size - held, what=remote.what)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    with os.fdopen(handle, "wb", buffering=0) as file:
         progress.begin("fetch", size, "bytes")
         try:
             for piece in remote.stream_whole():

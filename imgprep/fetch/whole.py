@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from imgprep.errors import ChangedError, MemberError
+from imgprep.errors import ChangedError, MemberError, OutputExistsError
 from imgprep.fetch.part import describe_archive
 from imgprep.fetch.space import check_space
 from imgprep.files import fsync_folder, write_bytes
@@ -91,6 +91,25 @@ def whole_path(workspace: Workspace, archive: str) -> Path:
     return workspace.root / "raw" / archive
 
 
+def check_ours(path: Path, *, overwrite: bool) -> None:
+    """Refuse to write over what no fetch made.
+
+    Raises:
+        OutputExistsError: There is something of that name, and no notes on it.
+    """
+    if path.is_dir() or (path.exists() and not overwrite and not _beside(path, ".state").exists()):
+        raise OutputExistsError(
+            f"{path} is there already, and not by an earlier fetch of the whole archive",
+            f"adopt it with `imgprep fetch --from {path}`, or move it away",
+        )
+
+
+def claim(path: Path) -> None:
+    """Note that the archive of this name is being fetched, and that nothing of it counts yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(_beside(path, ".state"), b"")
+
+
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
@@ -112,8 +131,10 @@ def plan_whole(
 
     Raises:
         ChangedError: What is here came from another archive.
+        OutputExistsError: There is something of that name that no fetch made.
     """
     path = whole_path(workspace, remote.remote.what)
+    check_ours(path, overwrite=overwrite)
     noted = _read_notes(_beside(path, ".state"))
     if noted is None or noted[1].directory_crc32 != describe_archive(remote).directory_crc32:
         # What the members are checked by, and a part of what is fetched, without a checksum of its own.
@@ -261,11 +282,14 @@ def fetch_whole(
     """
     path, part_path, state_path = plan.path, _beside(plan.path, ".part"), _beside(plan.path, ".state")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not plan.done:
+        # Before anything is written: notes of another file must never speak of this one, whatever ends it.
+        claim(path)
     if plan.done and not part_path.exists():
         # It was whole and had its name already when a kill came before it was recorded.
         path.rename(part_path)
     size = plan.archive.num_bytes
-    handle = os.open(part_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    handle = os.open(part_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     with os.fdopen(handle, "r+b", buffering=0) as file:
         if not plan.done:
             # What is there belongs to nothing that is known.
@@ -368,6 +392,14 @@ def check_member(directory: ZipDirectory, member: int, handle: int, where: str, 
         progress.advance(len(piece))
     checker.finish()
     return checker.damaged[0][1] if checker.damaged else ""
+
+
+def bytes_by_ranges(path: Path) -> int:
+    """Bytes of an unfinished archive that came by ranges, as far as its notes say; 0 where there is none."""
+    part_path = _beside(path, ".part")
+    if _read_notes(_beside(path, ".state")) is None or not part_path.is_file():
+        return 0
+    return min(part_path.stat().st_blocks * 512, part_path.stat().st_size)
 
 
 def forget_state(path: Path) -> None:

@@ -101,8 +101,9 @@ def survey(directory: ZipDirectory, *, where: str) -> Survey:
     if not found:
         _refuse_packed(directory, where)
     prefix = _one_prefix(found, where)
+    # What comes after it is short: see the patterns above.
     if not is_safe_name(f"{prefix}x"):
-        raise SourceError(f"{where} holds a tree at {prefix!r}, outside of any folder it could be written to")
+        raise SourceError(f"{where} holds a tree at {prefix[:200]!r}, which cannot be written below a folder")
     tree = found[prefix]
     none = np.zeros(0, dtype=np.int64)
     return Survey(

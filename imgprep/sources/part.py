@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 from imgprep.errors import DamagedError, MemberError
 from imgprep.files import fsync_folder, read_json, write_bytes, write_json
 from imgprep.sources import Member
+from imgprep.sources.zip_directory import is_safe_name
 
 RECORD: Final = "fetch.json"
 MEMBERS: Final = "fetch.members.csv"
@@ -45,6 +46,12 @@ class ArchiveRecord:
     num_members: int = 0
     directory_crc32: str = ""
     smallest_class: int = 0
+
+    def __post_init__(self) -> None:
+        for name, default in ArchiveRecord.__annotations__.items():
+            if type(getattr(self, name)).__name__ != default:
+                message = f"{name} of an archive must be {default}, got {getattr(self, name)!r}"
+                raise TypeError(message)
 
     def is_same_object(self, other: ArchiveRecord) -> bool:
         """Whether the server called both by one ETag: then they differ only if one of them was read wrongly."""
@@ -94,6 +101,15 @@ def _at_least(had: int | None, wanted: int | None) -> bool:
     return had is None or (wanted is not None and had >= wanted)
 
 
+class ForeignRecordError(DamagedError):
+    """A record that another version of imgprep wrote."""
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a member would lie where the record of its part lies, or what is written on the way to it."""
+    return name.split("/", 1)[0].removeprefix(".").startswith((RECORD, MEMBERS))
+
+
 def write_part_record(folder: Path, record: PartRecord) -> None:
     """Write ``fetch.members.csv`` and ``fetch.json``, which holds its hash: with it the members count as there.
 
@@ -126,13 +142,14 @@ def read_part_record(folder: Path) -> PartRecord:
 
     Raises:
         FileNotFoundError: There is no record: nothing was fetched to this folder, or not to the end.
+        ForeignRecordError: Another version wrote it.
         DamagedError: They are damaged or do not belong together.
     """
     document = read_json(folder / RECORD)
     if document.get("version") != PART_VERSION:
-        raise DamagedError(
+        raise ForeignRecordError(
             f"{folder / RECORD} has version {document.get('version')}, this imgprep reads {PART_VERSION}",
-            "use the version of imgprep that wrote it, or fetch into another --workspace",
+            "use the version of imgprep that wrote it, fetch into another --workspace, or begin anew with --overwrite",
         )
     tables = [path.read_bytes() for path in (folder / MEMBERS, folder / _NEXT_MEMBERS) if path.is_file()]
     digest = document.get("members_sha256")
@@ -152,6 +169,10 @@ def _parse_members(text: str) -> Iterable[Member]:
     rows = csv.reader(text.splitlines())
     next(rows, None)
     for name, num_bytes, crc32 in rows:
+        # Files are read, compared and removed by these names.
+        if not is_safe_name(name) or int(num_bytes) < 0:
+            message = f"{name[:60]!r} of {num_bytes[:20]} bytes"
+            raise ValueError(message)
         yield Member(name, int(num_bytes), int(crc32, 16))
 
 

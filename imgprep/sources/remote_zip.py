@@ -27,7 +27,9 @@ from imgprep.sources.zip_directory import (
     TailTooShort,
     ZipDirectory,
     ZipMembers,
+    check_readable,
     find_directory,
+    find_unreadable,
     member_content,
 )
 from imgprep.stats import SILENT, Progress
@@ -186,8 +188,9 @@ class RemoteZip:
         """The bytes of a member given by its number; see :meth:`read`.
 
         Raises:
-            DamagedError: Its bytes are wrong each time they are read.
+            DamagedError: It cannot be read, or its bytes are wrong each time they are.
         """
+        self._check_readable(np.array([member], dtype=np.int64))
         start, stop = int(self.directory.offset[member]), int(self._stops(np.array([member]))[0])
         for attempt in range(ALTERED_READS + 1):
             block = self.remote.read(start, stop, what=self.directory.name(member))
@@ -198,6 +201,24 @@ class RemoteZip:
                 if attempt == ALTERED_READS:
                     raise self.altered_error(error) from None
         raise AssertionError
+
+    def _check_readable(self, members: Members) -> None:
+        directory = self.directory
+        for member in find_unreadable(directory, members).tolist():
+            try:
+                check_readable(
+                    name=directory.name(member),
+                    packed=int(directory.packed[member]),
+                    num_bytes=int(directory.num_bytes[member]),
+                    method=int(directory.method[member]),
+                    flags=int(directory.flags[member]),
+                    where=self.remote.what,
+                )
+            except MemberError as error:
+                self.directory_file.unlink(missing_ok=True)
+                raise DamagedError(
+                    error.what, "if its directory was altered on the way, running the same command again helps"
+                ) from None
 
     def altered_error(self, error: MemberError) -> DamagedError:
         """The error for bytes that stay wrong however often they are read.
@@ -230,7 +251,12 @@ class RemoteZip:
         )
 
     def plan(self, members: Members) -> list[Read]:
-        """The requests that read these members, neighbours together."""
+        """The requests that read these members, neighbours together.
+
+        Raises:
+            DamagedError: One of them could not be read.
+        """
+        self._check_readable(members)
         return plan_reads(self.directory.offset[members], self._stops(members), members)
 
     def _stops(self, members: Members) -> NDArray[np.uint64]:

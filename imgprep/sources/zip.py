@@ -83,7 +83,7 @@ class ZipSource:
         index = directory.find(name)
         packed, num_bytes = int(directory.packed[index]), int(directory.num_bytes[index])
         method, flags = int(directory.method[index]), int(directory.flags[index])
-        check_readable(name=name, num_bytes=num_bytes, method=method, flags=flags, where=self.path.name)
+        check_readable(name=name, packed=packed, num_bytes=num_bytes, method=method, flags=flags, where=self.path.name)
         what = f"member {name} of {self.path.name}"
         offset = int(directory.offset[index])
         header = self._file.read_exactly(LOCAL_HEADER_BYTES, offset, what=what)

@@ -83,7 +83,12 @@ _FOLDER_FACTOR: Final = 0x9E37_79B9_7F4A_7C15
 
 The rest of a key is hash() of the basename, which is keyed afresh in every process: nobody can make names for an
 archive that all collide."""
+_MAX_NAME_LENGTH: Final = 2000
+_MAX_STEP_BYTES: Final = 240
+"""Of names that are written: POSIX systems take 255 bytes a folder or file and 4096 in all, workspace included."""
 _INFLATE_STEP: Final = 1 << 18
+_MAX_OVERHEAD: Final = 1 << 16
+"""Bytes that a member may take in the archive beyond its content, encryption and odd packers included."""
 _COPY_AGAIN: Final = "compare its size with the original and download or copy it again"
 _AGAIN: Final = "download or copy the archive again"
 
@@ -160,7 +165,8 @@ def _read_end(tail: bytes, at: int, *, start: int, where: str) -> DirectoryPlace
     locator_at = at - _LOCATOR.size
     if locator_at < 0 and start:
         raise TailTooShort(min(start + len(tail), TAIL_BYTES))
-    if locator_at >= 0 and tail.startswith(_LOCATOR_SIGNATURE, locator_at):
+    # Where the directory reaches up to the end record, nothing stands between: what looks like a locator is part of it.
+    if offset + num_bytes != end and locator_at >= 0 and tail.startswith(_LOCATOR_SIGNATURE, locator_at):
         _, _, end, disks = _LOCATOR.unpack_from(tail, locator_at)
         record_at = end - start
         record_bytes = locator_at - record_at
@@ -497,8 +503,14 @@ def _inflate_names(blocks: Sequence[bytes], count: int, number: int) -> list[str
 
 
 def is_safe_name(name: str) -> bool:
-    """Whether a member may be written below a folder under its own name: relative, ``/`` only, no ``.`` or ``..``."""
-    return not ({"", ".", ".."} & set(name.split("/")) or "\\" in name or "\0" in name)
+    """Whether a member may be written below a folder under its own name.
+
+    Such a name is relative, has no ``.``, ``..`` or backslash in it, and is short enough for a file system.
+    """
+    steps = name.split("/")
+    if {"", ".", ".."} & set(steps) or "\\" in name or "\0" in name:
+        return False
+    return len(name) <= _MAX_NAME_LENGTH and max(map(len, map(str.encode, steps))) <= _MAX_STEP_BYTES
 
 
 class ZipDirectory:
@@ -671,15 +683,28 @@ class ZipMembers(Sequence[Member]):
             yield from self[start : start + _BLOCK]
 
 
-def check_readable(*, name: str, num_bytes: int, method: int, flags: int, where: str) -> None:
+def check_readable(*, name: str, packed: int, num_bytes: int, method: int, flags: int, where: str) -> None:
     """Refuse a member that could not be read, before its bytes are fetched.
 
     Raises:
-        MemberError: It is encrypted, too large, or compressed by another method than deflate.
+        MemberError: It is encrypted, too large, compressed by another method than deflate, or takes more bytes in the
+            archive than its content can.
     """
     if num_bytes > MAX_MEMBER:
         raise MemberError(f"member {name} of {where} claims {num_bytes:,} bytes, more than the limit of {MAX_MEMBER:,}")
+    # What cannot be compressed is stored in blocks, 5 bytes for each (RFC 1951, 3.2.4); the rest is generosity.
+    if packed > num_bytes + num_bytes // 50 + _MAX_OVERHEAD:
+        raise MemberError(f"member {name} of {where} claims {packed:,} bytes for a content of {num_bytes:,}")
     _check_method(f"member {name} of {where}", method, flags)
+
+
+def find_unreadable(directory: ZipDirectory, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Those of the members that :func:`check_readable` refuses."""
+    packed, num_bytes = (sizes[indices].astype(np.int64) for sizes in (directory.packed, directory.num_bytes))
+    large = (num_bytes > MAX_MEMBER) | (packed > num_bytes + num_bytes // 50 + _MAX_OVERHEAD)
+    odd = ~np.isin(directory.method[indices], (STORED, DEFLATED)) | ((directory.flags[indices] & _ENCRYPTED) != 0)
+    found: npt.NDArray[np.int64] = indices[large | odd]
+    return found
 
 
 def _check_method(what: str, method: int, flags: int) -> None:
@@ -752,7 +777,7 @@ def member_content(
         MemberError: It cannot be read (see :func:`check_readable`), is cut off, or is another than listed.
     """
     what = f"member {name} of {where}"
-    check_readable(name=name, num_bytes=num_bytes, method=method, flags=flags, where=where)
+    check_readable(name=name, packed=packed, num_bytes=num_bytes, method=method, flags=flags, where=where)
     start = local_header_bytes(block, what=what)
     if start + packed > len(block):
         raise MemberError(f"{what} is cut off: {len(block)} of its {start + packed} bytes", _AGAIN)

@@ -170,15 +170,23 @@ _STORAGE: Final = (
 )
 
 _ONE_BY_ONE: Final[Mapping[Way, Outcome]] = {"part": "fewer files", "part again": "exit 2"}
-_SLOW_WAYS: Final[Mapping[Way, Outcome]] = {**dict.fromkeys(_WHOLE_ONLY, "recovered"), **_ONE_BY_ONE}
+_SLOW_WAYS: Final[Mapping[Way, Outcome]] = {"whole": "recovered", **_ONE_BY_ONE}
 
 
 def _without_ranges(words: str, fault: Fault, *, ever: Outcome = "exit 5") -> _Kind:
-    return _Kind(words=words, fault=fault, once=_SLOW_WAYS, ever=ever, places=("no ranges",), before=(_NO_RANGES,))
+    # What came by ranges before is not given up for such a server, whatever else it does.
+    lasting = dict.fromkeys(_SLOW_WAYS, ever)
+    return _Kind(words=words, fault=fault, once=_SLOW_WAYS, ever=lasting, places=("no ranges",), before=(_NO_RANGES,))
 
 
 _RANGELESS: Final = (
-    _Kind(words="nothing else", fault=_NO_RANGES, once=None, ever=_SLOW_WAYS, places=("no ranges",)),
+    _Kind(
+        words="nothing else",
+        fault=_NO_RANGES,
+        once=None,
+        ever={**_SLOW_WAYS, "whole again": "exit 5"},
+        places=("no ranges",),
+    ),
     _Kind(
         words="lists served as a zip each",
         fault=_NO_RANGES,

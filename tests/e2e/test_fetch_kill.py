@@ -388,7 +388,7 @@ def done_spans(root: Path, archive: Archive, request: str) -> list[tuple[int, in
 def recorded_files(root: Path) -> set[str]:
     """The files that a record says are here, and are: without ranges they are known by nothing else."""
     folder = root / "workspace" / "raw" / ARCHIVE_NAME.removesuffix(".zip")
-    record = part.find_record(folder)
+    record, _ = part.find_record(folder)
     names = record.members if record is not None else ()
     return {name for name in names if (folder / name).is_file()}
 

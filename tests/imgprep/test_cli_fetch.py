@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -377,6 +378,132 @@ def test_the_older_bundle_is_fetched_whole_and_read_as_it_is(
 
 def manifest_keys(table: bytes) -> list[str]:
     return [line.split(b",")[0].decode() for line in table.splitlines()]
+
+
+def touch(path: Path) -> None:
+    os.utime(path, ns=(0, 0))
+
+
+def test_a_copy_of_a_workspace_still_has_its_whole_archive(cli: Cli, stand_in: KaggleStandIn) -> None:
+    """Copying gives the archive another time."""
+    assert cli("fetch", "--yes").exit_code == 0
+    touch(Path("imgprep-data/raw") / f"{ARCHIVE}.zip")
+    stand_in.close()
+
+    for way in (("--yes",), SMALL, ("--metadata-only",)):
+        again = cli("fetch", *way, "--retries", "0")
+        assert again.exit_code == 0, again.output
+        assert again.stdout.startswith("up to date: ")
+    assert json.loads(Path("imgprep-data/raw/source.json").read_text())["kind"] == "zip"
+
+
+def test_what_is_asked_of_a_whole_archive_is_looked_at(cli: Cli, stand_in: KaggleStandIn) -> None:
+    assert cli("fetch", "--yes").exit_code == 0
+    document = json.loads(cli("fetch", *SMALL, "--json").stdout)
+
+    assert (document["action"], document["pictures"]) == ("skip", {"train": 6, "val": 2})
+    fails(cli("fetch", "--subset", "nothing.csv"), 2, "nothing.csv")
+    fails(cli("fetch", "--classes", "nonsense"), 2, "no class is named 'nonsense'")
+
+
+def test_an_archive_that_was_altered_since_is_said_and_kept(cli: Cli, stand_in: KaggleStandIn) -> None:
+    assert cli("fetch", "--yes").exit_code == 0
+    path = Path("imgprep-data/raw") / f"{ARCHIVE}.zip"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+    for way in (("--yes",), SMALL):
+        fails(cli("fetch", *way), 3, "--overwrite to fetch it anew")
+    assert path.stat().st_size == len(whole) // 2
+    assert cli("fetch", "--yes", "--overwrite").exit_code == 0
+    assert path.read_bytes() == whole
+
+
+def test_an_unpacked_tree_that_was_adopted_is_not_narrowed_to_a_part(
+    cli: Cli, stand_in: KaggleStandIn, toy_zip: Path
+) -> None:
+    tree = Path("imgprep-data/raw") / ARCHIVE
+    with zipfile.ZipFile(toy_zip) as archive:
+        archive.extractall(tree)
+    assert cli("fetch", "--from", tree).exit_code == 0
+    before = files()
+
+    fails(cli("fetch", *SMALL), 2, "has another source: directory")
+    assert files() == before
+
+
+def test_an_archive_begun_with_ranges_is_not_given_up_for_one_without(
+    cli: Cli,
+    serve: Callable[..., KaggleStandIn],
+    kaggle: Callable[..., Any],
+    wide_zip: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    stand_in = serve(wide_zip)
+    monkeypatch.setattr("imgprep.fetch.online.KaggleCompetition", lambda **_: kaggle(stand_in))
+    monkeypatch.setenv("IMGPREP_CACHE", str(tmp_path / "cache"))
+    stand_in.add_fault(Fault(kind="status", status=500, times=None, after=6))
+    assert cli("fetch", "--yes", "--retries", "0", "--jobs", "1").exit_code == 5
+    stand_in.clear_faults()
+    before = files()
+    stand_in.add_fault(Fault(kind="no-range", times=2))
+
+    fails(cli("fetch", "--yes"), 5, "came by ranges before", "--overwrite")
+    assert files() == before
+    assert cli("fetch", "--yes").exit_code == 0
+    assert (Path("imgprep-data/raw") / f"{ARCHIVE}.zip").read_bytes() == wide_zip.read_bytes()
+
+
+def test_a_record_of_another_version_is_not_written_over(cli: Cli, stand_in: KaggleStandIn) -> None:
+    assert cli("fetch", *SMALL).exit_code == 0
+    record = Path("imgprep-data/raw") / ARCHIVE / "fetch.json"
+    record.write_text(record.read_text().replace('"version": 1', '"version": 2'))
+    before = files()
+
+    fails(cli("fetch", "--classes", "1"), 3, "has version 2", "the version of imgprep that wrote it")
+    assert files() == before
+    assert cli("fetch", *SMALL, "--overwrite").exit_code == 0
+
+
+def test_a_damaged_record_is_said_when_it_is_replaced(cli: Cli, stand_in: KaggleStandIn) -> None:
+    assert cli("fetch", *SMALL).exit_code == 0
+    (Path("imgprep-data/raw") / ARCHIVE / "fetch.json").write_text("{")
+    again = cli("fetch", *SMALL)
+
+    assert again.exit_code == 0, again.output
+    assert "what was asked for before is forgotten" in again.stderr
+
+
+def test_a_manifest_without_a_row_and_one_that_is_a_pipe(cli: Cli, stand_in: KaggleStandIn) -> None:
+    Path("m.csv").write_text("key,split,path,wnid,label,num_bytes,crc32\n")
+    os.mkfifo("pipe")
+
+    fails(cli("fetch", "--subset", "m.csv"), 2, "m.csv lists no picture")
+    fails(cli("fetch", "--subset", "pipe"), 2, "pipe")
+    assert not Path("imgprep-data").exists()
+
+
+@pytest.mark.parametrize("prefix", ["fetch.json/", "fetch.members.csv/", ".fetch.json.tmp/"])
+def test_a_tree_where_the_record_would_lie_is_refused_before_it_is_fetched(
+    cli: Cli,
+    serve: Callable[..., KaggleStandIn],
+    kaggle: Callable[..., Any],
+    toy_zip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    prefix: str,
+) -> None:
+    moved = tmp_path / "moved.zip"
+    with zipfile.ZipFile(toy_zip) as archive, zipfile.ZipFile(moved, "w") as other:
+        for info in archive.infolist():
+            other.writestr(prefix + info.filename, archive.read(info))
+    started = serve(moved)
+    monkeypatch.setattr("imgprep.fetch.online.KaggleCompetition", lambda **_: kaggle(started))
+    monkeypatch.setenv("IMGPREP_CACHE", str(tmp_path / "cache"))
+
+    fails(cli("fetch", *SMALL), 3, "where the record of a part lies")
+    assert not Path("imgprep-data").exists()
 
 
 def test_without_credentials_it_says_how_to_get_some(cli: Cli, real: Callable[..., KaggleStandIn]) -> None:

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgprep.errors import ChangedError, DamagedError, NetworkError, NoSpaceError
+from imgprep.errors import ChangedError, DamagedError, NetworkError, NoSpaceError, OutputExistsError
+from imgprep.fetch.online import ARCHIVE_NAME
 from imgprep.fetch.whole import WholePlan, fetch_whole, forget_state, plan_parts, plan_whole
 from imgprep.sources.remote_zip import RemoteZip, member_stops
 from imgprep.sources.zip_directory import ZipDirectory
@@ -326,3 +327,58 @@ def test_an_archive_without_members_is_an_archive(
     fetch_whole(plan, remote)
 
     assert plan.path.read_bytes() == (tmp_path / "empty.zip").read_bytes()
+
+
+@pytest.mark.parametrize("kept", [0, 1000])
+def test_notes_of_a_file_that_is_gone_never_speak_of_the_next_one(
+    serve: Serve, remote_zip: Open, workspace: Workspace, wide_zip: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    """The unfinished file was deleted or cut, and the next run is killed before its first byte arrives."""
+    stand_in = serve(wide_zip)
+    remote = remote_zip(stand_in)
+    stand_in.add_fault(Fault(kind="status", status=500, times=None, after=6))
+    plan = plan_whole(workspace, remote, part_bytes=PART_BYTES)
+    with pytest.raises(NetworkError):
+        fetch_whole(plan, remote, sync_seconds=0)
+    stand_in.clear_faults()
+    part_path, _ = beside(plan)
+    os.truncate(part_path, kept) if kept else part_path.unlink()
+
+    def die(_: object) -> None:
+        raise KeyboardInterrupt
+
+    again = remote_zip(stand_in)
+    monkeypatch.setattr(again, "write_end", die)
+    with pytest.raises(KeyboardInterrupt):
+        fetch_whole(plan_whole(workspace, again, part_bytes=PART_BYTES), again)
+    last = remote_zip(stand_in)
+    fetch_whole(plan_whole(workspace, last, part_bytes=PART_BYTES), last)
+
+    assert plan.path.read_bytes() == wide_zip.read_bytes()
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_an_archive_that_no_fetch_made_is_not_written_over(
+    serve: Serve, remote_zip: Open, workspace: Workspace, wide_zip: Path, folder: bool
+) -> None:
+    path = workspace.root / "raw" / ARCHIVE_NAME
+    path.parent.mkdir(parents=True)
+    path.mkdir() if folder else path.write_bytes(b"mine")
+    with pytest.raises(OutputExistsError, match="is there already"):
+        plan_whole(workspace, remote_zip(serve(wide_zip)))
+
+    assert folder or path.read_bytes() == b"mine"
+
+
+def test_an_unfinished_archive_that_is_a_link_is_not_followed(
+    serve: Serve, remote_zip: Open, workspace: Workspace, wide_zip: Path, tmp_path: Path
+) -> None:
+    remote = remote_zip(serve(wide_zip))
+    plan = plan_whole(workspace, remote)
+    (tmp_path / "mine").write_bytes(b"mine")
+    beside(plan)[0].parent.mkdir(parents=True)
+    beside(plan)[0].symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match="symbolic links"):
+        fetch_whole(plan, remote)
+
+    assert (tmp_path / "mine").read_bytes() == b"mine"

@@ -24,11 +24,12 @@ from imgprep.sources.part import (
     read_part_record,
     write_part_record,
 )
+from imgprep.sources.zip_directory import is_safe_name
 
 ARCHIVE = ArchiveRecord(name="a.zip", num_bytes=99, etag='"x"', num_members=3, directory_crc32="0badcafe")
 FILES = {"a/one.JPEG": b"one", 'a/t "w", o.xml': b"<two/>", "three.csv": b"\x00" * 100}
 
-NAMES = st.text(min_size=1, max_size=30).filter(is_plain)
+NAMES = st.text(min_size=1, max_size=30).filter(lambda name: is_plain(name) and is_safe_name(name))
 MEMBERS_BY_NAME = st.dictionaries(NAMES, st.tuples(st.integers(0, 1 << 40), st.integers(0, (1 << 32) - 1)), max_size=20)
 
 
@@ -153,3 +154,21 @@ def test_no_table_breaks_it(tmp_path_factory: pytest.TempPathFactory, table: byt
     except ImgprepError:
         return
     assert all(name == member.name for name, member in members.items())
+
+
+@pytest.mark.parametrize("name", ["../../precious.txt", "/etc/hostname", "a/../../b", "a" * 300])
+def test_a_table_cannot_name_files_outside_of_its_folder(tmp_path: Path, name: str) -> None:
+    write_part(tmp_path)
+    rewrite(tmp_path, f"name,num_bytes,crc32\n{name},1,00000000\n".encode())
+    with pytest.raises(DamagedError, match="cannot be read"):
+        read_part_record(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"etag": [3]}, {"num_bytes": "9"}, {"num_members": True}, {"name": None}])
+def test_an_archive_of_other_types_is_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    write_part(tmp_path)
+    document = json.loads((tmp_path / RECORD).read_text())
+    document["archive"] |= wrong
+    (tmp_path / RECORD).write_text(json.dumps(document))
+    with pytest.raises(DamagedError, match="cannot be read"):
+        read_part_record(tmp_path)

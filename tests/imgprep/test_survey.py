@@ -116,8 +116,10 @@ def test_odd_names_are_judged_as_the_layout_judges_them(
         ([f"{DATA}/train/n00000001/x.txt"], "holds no tree"),
         (["__MACOSX/Data/CLS-LOC/val/v.JPEG"], "holds no tree"),
         (["a/Data/CLS-LOC/val/v.JPEG", "b/Data/CLS-LOC/val/v.JPEG"], r"holds 2 trees: a/ \(1 pictures\), b/"),
-        (["../Data/CLS-LOC/val/v.JPEG"], "outside of any folder"),
-        (["/Data/CLS-LOC/val/v.JPEG"], "outside of any folder"),
+        (["../Data/CLS-LOC/val/v.JPEG"], "cannot be written below a folder"),
+        (["/Data/CLS-LOC/val/v.JPEG"], "cannot be written below a folder"),
+        (["a" * 300 + "/Data/CLS-LOC/val/v.JPEG"], "cannot be written below a folder"),
+        (["a/" * 1500 + "Data/CLS-LOC/val/v.JPEG"], "cannot be written below a folder"),
     ],
 )
 def test_what_is_no_tree_is_refused(tmp_path: Path, names: list[str], said: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import random
@@ -489,7 +490,8 @@ def test_errors_of_the_disk_are_not_the_network() -> None:
         ({"jobs": 65}, "got 65"),
         ({"rate": 0.5}, "rate must be 1 byte a second or more"),
         ({"rate": float("nan")}, "rate must be"),
-        ({"timeout": 0}, "timeout must be more than 0 seconds"),
+        ({"timeout": 0}, "timeout must be more than 0"),
+        ({"timeout": float("inf")}, "timeout must be more than 0 and at most 86,400 seconds"),
         ({"timeout": float("nan")}, "timeout must be"),
     ],
 )
@@ -506,3 +508,128 @@ def test_the_rate_never_makes_a_connection_look_slow(rate: float, jobs: int, flo
 def test_the_identity_is_known_only_after_opening(serve: Serve, remote: Remote) -> None:
     with pytest.raises(RuntimeError, match="open"):
         _ = remote(serve(Memory(CONTENT))).identity
+
+
+Answer = Callable[[socket.socket], None]
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[[Answer], str]]:
+    """A server that gives each connection to a function; its address is returned."""
+    servers: list[socket.socket] = []
+
+    def start(answer: Answer) -> str:
+        servers.append(socket.create_server(("127.0.0.1", 0)))
+
+        def talk(connected: socket.socket) -> None:
+            with connected, contextlib.suppress(OSError):
+                connected.recv(1 << 16)
+                answer(connected)
+
+        def listen(server: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    threading.Thread(target=talk, args=server.accept()[:1], daemon=True).start()
+
+        threading.Thread(target=listen, args=servers[-1:], daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].getsockname()[1]}"
+
+    yield start
+    for server in servers:
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+
+
+def drip(before: bytes, drop: bytes) -> Answer:
+    """Bytes at once, and then more of them for ever, none of which completes anything."""
+
+    def answer(connected: socket.socket) -> None:
+        connected.sendall(before)
+        while True:
+            connected.sendall(drop)
+            time.sleep(0.05)
+
+    return answer
+
+
+CHUNKED = b"HTTP/1.1 206 P\r\nContent-Range: bytes 0-9/10\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(drip(b"HTTP/1.1 206 P\r\nX: ", b"a"), id="header"),
+        pytest.param(drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), id="continue"),
+        pytest.param(drip(CHUNKED, b"0"), id="chunk"),
+        pytest.param(drip(CHUNKED.replace(b"Transfer", b"Connection: close\r\nTransfer"), b"0"), id="last chunk"),
+    ],
+)
+def test_an_answer_that_trickles_is_given_up(answering: Callable[[Answer], str], answer: Answer) -> None:
+    url = answering(answer)
+    before = time.monotonic()
+    with (
+        RemoteFile(
+            lambda: url, what="x", spec=TransferSpec(timeout=0.5), backoff=Backoff(retries=1, base=0.01)
+        ) as file,
+        pytest.raises(NetworkError, match="failed 2 times in a row"),
+    ):
+        file.open(10)
+    assert time.monotonic() - before < 5
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", id="length"),
+        pytest.param(b"HTTP/1.1 302 F\r\nLocation: http://[::1\r\nContent-Length: 0\r\n\r\n", id="location"),
+    ],
+)
+def test_headers_that_are_none_are_a_failed_attempt(answering: Callable[[Answer], str], answer: bytes) -> None:
+    url = answering(lambda connected: connected.sendall(answer))
+    with (
+        RemoteFile(lambda: url, what="x", backoff=Backoff(retries=0)) as file,
+        pytest.raises(NetworkError, match="failed 1 times in a row"),
+    ):
+        file.open(10)
+
+
+# Python 3.11 leaves the refusal of a tunnel open until it is collected.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_gets_the_password_of_its_setting(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def refuse() -> None:
+            connected, _ = server.accept()
+            with connected:
+                asked.append(connected.recv(1 << 16))
+                connected.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        monkeypatch.setenv(f"{scheme}_proxy", f"http://us%40er:s3cret@127.0.0.1:{server.getsockname()[1]}")
+        with (
+            RemoteFile(lambda: f"{scheme}://storage.invalid/x", what="x", backoff=Backoff(retries=3)) as file,
+            pytest.raises(NetworkError, match="HTTP 407") as caught,
+        ):
+            file.open(10)
+        thread.join()
+
+    assert f"Proxy-Authorization: Basic {base64.b64encode(b'us@er:s3cret').decode()}\r\n".lower().encode() in (
+        asked[0].lower()
+    )
+    assert "s3cret" not in f"{caught.value} {caught.value.advice}"
+
+
+@pytest.mark.parametrize("setting", ["socks5://u:s3cret@h:1", "http://u:s3cret@h:port", "ftp://u:s3cret@h", "http://"])
+def test_a_proxy_setting_that_cannot_be_used_is_said_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    monkeypatch.setenv("http_proxy", setting)
+    with (
+        RemoteFile(lambda: "http://storage.invalid/x", what="x", backoff=Backoff(retries=3)) as file,
+        pytest.raises(NetworkError, match="proxy setting") as caught,
+    ):
+        file.open(10)
+    assert "s3cret" not in f"{caught.value} {caught.value.advice}"
