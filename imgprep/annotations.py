@@ -11,11 +11,11 @@ from imgprep.errors import (
     SpecError,
     TooManyRejectsError,
 )
-from imgprep.layouts import AnnotationMember, Listing, find_layout
+from imgprep.layouts import AnnotationMember, LabelList, Listing, open_dataset
 from imgprep.receipts import Action, Receipt, read_receipt
 from imgprep.records import Annotation, Catalog, Rejected
 from imgprep.sources import Source
-from imgprep.sources.adopted import open_adopted, read_source_record
+from imgprep.sources.adopted import read_source_record
 from imgprep.stats import SILENT, Progress, Stats
 from imgprep.tables import BOXES_COLUMNS, VAL_COLUMNS, write_rejected, write_table
 from imgprep.voc import parse_annotation, val_label
@@ -87,9 +87,9 @@ def annotations(
     if action == "skip" and _rejected_before(workspace) <= spec.max_rejects:
         return AnnotationsResult(action=action, stats=Stats())
     action = "run"
-    source, _ = open_adopted(workspace)
+    source, layout = open_dataset(workspace)
     with source:
-        listing = find_layout(source).scan(source)
+        listing = layout.scan(source)
         found, rejected, stats = _read_all(source, listing, progress)
     labels = _val_labels(listing, found)
     for image in listing.images:
@@ -149,14 +149,8 @@ def _read_all(
 
 
 def _val_labels(listing: Listing, found: list[tuple[AnnotationMember, Annotation]]) -> dict[str, str]:
-    """Key to wnid for the validation pictures of the listing, from XML and list, which must agree."""
-    listed = listing.val_labels
-    strangers = sorted({wnid for wnid in listed.values() if not listing.catalog.has(wnid)})
-    if strangers:
-        raise ContradictionError(
-            f"{listing.val_labels_name} names classes the mapping does not have: {', '.join(strangers[:5])}",
-            "use the lists that belong to this archive",
-        )
+    """Key to wnid for the validation pictures of the listing, from XML and lists, which must agree."""
+    listed, named = _listed_labels(listing)
     by_key = {entry.key: annotation for entry, annotation in found if entry.split == "val"}
     labels: dict[str, str] = {}
     contradictions = []
@@ -169,7 +163,7 @@ def _val_labels(listing: Listing, found: list[tuple[AnnotationMember, Annotation
         if choice is not None and classes and choice not in classes:
             xml = " and ".join(listing.catalog.by_wnid(wnid).label for wnid in classes)
             contradictions.append(
-                f"{key}: its XML says {xml}, {listing.val_labels_name} says {listing.catalog.by_wnid(choice).label}"
+                f"{key}: its XML says {xml}, {named[key]} says {listing.catalog.by_wnid(choice).label}"
             )
         elif choice is not None:
             labels[key] = choice
@@ -179,6 +173,41 @@ def _val_labels(listing: Listing, found: list[tuple[AnnotationMember, Annotation
             f"two labels for {contradictions[0]}{more}", "one of the two was edited or belongs to another archive"
         )
     return labels
+
+
+def _listed_labels(listing: Listing) -> tuple[dict[str, str], dict[str, str]]:
+    """What the lists say, and which of them says it; key to wnid, and key to the name of the list.
+
+    Raises:
+        ContradictionError: Two lists say different things, or one names a class that is not in the catalog.
+    """
+    labels: dict[str, str] = {}
+    named: dict[str, str] = {}
+    for found in listing.label_lists:
+        strangers = sorted({wnid for wnid in found.labels.values() if not listing.catalog.has(wnid)})
+        if strangers:
+            raise ContradictionError(
+                f"{found.name} names classes the mapping does not have: {', '.join(strangers[:5])}",
+                "use the lists that belong to this archive",
+            )
+        others = [key for key, wnid in found.labels.items() if labels.get(key, wnid) != wnid]
+        if others:
+            raise _two_labels(listing.catalog, others, labels, named, found)
+        labels |= found.labels
+        named |= dict.fromkeys(found.labels, found.name)
+    return labels, named
+
+
+def _two_labels(
+    catalog: Catalog, keys: list[str], labels: dict[str, str], named: dict[str, str], found: LabelList
+) -> ContradictionError:
+    key = min(keys)
+    more = f" (and {len(keys) - 1} more such pictures)" if len(keys) > 1 else ""
+    return ContradictionError(
+        f"two labels for {key}: {named[key]} says {catalog.by_wnid(labels[key]).label},"
+        f" {found.name} says {catalog.by_wnid(found.labels[key]).label}{more}",
+        "one of the two was edited or belongs to another archive",
+    )
 
 
 def _write_val(folder: Path, catalog: Catalog, labels: dict[str, str]) -> None:

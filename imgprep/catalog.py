@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from imgprep.layouts import ImageMember, find_layout
+from imgprep.layouts import ImageMember, open_dataset
 from imgprep.receipts import Action, Receipt
 from imgprep.records import SPLITS, UNLABELLED, Record
-from imgprep.sources.adopted import open_adopted, read_source_record
+from imgprep.sources.adopted import read_source_record
 from imgprep.stats import Stats
 from imgprep.tables import catalog_table, manifest_table, write_table
 from imgprep.workspace import Workspace
@@ -50,9 +50,9 @@ def catalog(workspace: Workspace) -> CatalogResult:
     action, receipt = plan_catalog(workspace)
     if action == "skip":
         return CatalogResult(action=action, stats=Stats())
-    source, _ = open_adopted(workspace)
+    source, layout = open_dataset(workspace)
     with source:
-        listing = find_layout(source).scan(source)
+        listing = layout.scan(source)
     stats = Stats({"classes": len(listing.catalog), "ignored": len(listing.ignored)})
 
     def place(image: ImageMember) -> tuple[int, int, str]:

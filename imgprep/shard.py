@@ -25,10 +25,11 @@ from imgprep.executors import Executor, SerialExecutor, Tick
 from imgprep.files import sha256_file, staged_folder, write_bytes
 from imgprep.images import prepare_image
 from imgprep.index import INDEX_FILENAME, SAMPLE_FIELDS, ClassInfo, ShardIndex, ShardInfo, SplitInfo
+from imgprep.layouts import open_dataset
 from imgprep.receipts import Action, Receipt, read_receipt
 from imgprep.records import Catalog, Record, Rejected
 from imgprep.sources import Source
-from imgprep.sources.adopted import SourceRecord, open_adopted, read_source_record
+from imgprep.sources.adopted import SourceRecord, read_source_record
 from imgprep.stats import SILENT, Progress, Stats
 from imgprep.tables import manifest_records, read_catalog, read_manifest, write_rejected
 from imgprep.workspace import Workspace
@@ -341,7 +342,7 @@ def shard(
     """
     if job.action == "skip":
         return ShardResult(action="skip", folder=job.folder, stats=Stats(), index=None)
-    source, _ = open_adopted(workspace)
+    source, _ = open_dataset(workspace)
     stats = Stats({"in": job.num_records})
     rejected: list[Rejected] = []
     written: list[tuple[ShardPlan, WrittenShard]] = []

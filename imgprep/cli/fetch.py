@@ -44,6 +44,7 @@ _SELECTION: Final = ("classes", "per_class", "val_per_class", "seed", "allow_sho
     type=click.Path(path_type=Path),
     help="Adopt a copy that is there: a zip, tar, tar.gz or directory. Nothing is copied.",
 )
+@click.option("--layout", metavar="NAME", help="With --from: how the copy lies in its files.  [default: find out]")
 @click.option("-y", "--yes", is_flag=True, help="Fetch the whole archive without asking.")
 @click.option(
     "-j", "--jobs", type=click.IntRange(1, 64), default=8, show_default=True, help="Connections at the same time."
@@ -114,6 +115,8 @@ def _request(options: Mapping[str, Any], selected: list[str]) -> PartRequest | N
         "--from": options["path"] is not None,
     }
     given = [name for name, is_given in ways.items() if is_given]
+    if options["layout"] is not None and options["path"] is None:
+        raise UsageError("--layout goes with --from: Kaggle has one layout", "leave it out, or name a copy with --from")
     if len(given) > 1:
         raise UsageError(f"{given[0]} and {given[1]} ask for different things", "give one of them")
     if options["manifest"] is not None:
@@ -130,7 +133,13 @@ def _adopt(workspace: Workspace, options: Mapping[str, Any]) -> None:
     from imgprep.fetch import adopt, plan_fetch
 
     # Looked at before the workspace is made: a wrong path leaves nothing behind.
-    result = plan_fetch(workspace, options["path"], overwrite=options["overwrite"], progress=make_progress())
+    result = plan_fetch(
+        workspace,
+        options["path"],
+        layout=options["layout"],
+        overwrite=options["overwrite"],
+        progress=make_progress(),
+    )
     if not options["dry_run"]:
         workspace.root.mkdir(parents=True, exist_ok=True)
         with workspace.locked("imgprep fetch"):

@@ -142,7 +142,7 @@ def subset(
         action, digest, folder = "run", selection.digest if selection else "", workspace.subset(name)
     else:
         with workspace.locked("imgprep subset"):
-            lines += _catch_up(workspace) if parent is None else []
+            lines += catch_up(workspace) if parent is None else []
             result = subset(workspace, spec, name=name, parent=parent, overwrite=overwrite)
         action, digest, folder, selection = result.action, result.digest, result.folder, result.selection
     document: dict[str, Any] = {"action": action, "spec": spec.line, "digest": digest, "folder": str(folder)}
@@ -160,7 +160,7 @@ def subset(
     print_result(lines, document, as_json=as_json)
 
 
-def _catch_up(workspace: Workspace) -> list[str]:
+def catch_up(workspace: Workspace) -> list[str]:
     """Run catalog and annotations where they are missing or out of date; returns what to say of it."""
     from imgprep.annotations import annotations, plan_annotations
     from imgprep.catalog import catalog, plan_catalog

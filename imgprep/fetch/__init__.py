@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from imgprep.errors import DamagedError, LockedError, MissingInputError, OutputExistsError, UsageError
-from imgprep.layouts import find_layout
+from imgprep.layouts import find_layout, get_layout
 from imgprep.receipts import Action
 from imgprep.sources import open_source
 from imgprep.sources.adopted import SourceRecord, describe_source, read_source_record, write_source_record
@@ -35,13 +35,19 @@ class FetchResult:
 
 
 def plan_fetch(
-    workspace: Workspace, path: Path, *, overwrite: bool = False, progress: Progress = SILENT
+    workspace: Workspace,
+    path: Path,
+    *,
+    layout: str | None = None,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
 ) -> FetchResult:
     """Look at a source and decide whether it is to be adopted; writes nothing.
 
     Args:
         workspace: Where to record it. It need not exist yet.
         path: A directory, zip or tar.
+        layout: Name of the layout it has; None to find out.
         overwrite: Adopt it also in place of another source.
         progress: Told of the pass that a compressed tar needs.
 
@@ -57,7 +63,8 @@ def plan_fetch(
             "choose another --workspace",
         )
     with open_source(path, cache=default_cache(), progress=progress) as source:
-        record = describe_source(workspace, source, layout=find_layout(source).name)
+        found_layout = find_layout(source) if layout is None else get_layout(layout)
+        record = describe_source(workspace, source, layout=found_layout.name)
     try:
         found = read_source_record(workspace)
     except (MissingInputError, DamagedError):
@@ -95,8 +102,8 @@ def adopt(workspace: Workspace, plan: FetchResult) -> None:
         write_source_record(workspace, plan.record)
 
 
-def fetch(workspace: Workspace, path: Path, *, overwrite: bool = False) -> FetchResult:
+def fetch(workspace: Workspace, path: Path, *, layout: str | None = None, overwrite: bool = False) -> FetchResult:
     """Adopt a dataset where it lies. Arguments and errors are those of :func:`plan_fetch`."""
-    plan = plan_fetch(workspace, path, overwrite=overwrite)
+    plan = plan_fetch(workspace, path, layout=layout, overwrite=overwrite)
     adopt(workspace, plan)
     return plan

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from imgprep.errors import SourceError
+from imgprep.errors import SourceError, SpecError
 from imgprep.records import Catalog, Split
 from imgprep.sources import Member, Source
+from imgprep.sources.adopted import open_adopted
+from imgprep.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,19 @@ class AnnotationMember:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelList:
+    """Labels of validation pictures from one list of the source.
+
+    Attributes:
+        name: Name of the member it came from.
+        labels: Key to wnid.
+    """
+
+    name: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Listing:
     """What a layout finds in a source.
 
@@ -39,16 +54,14 @@ class Listing:
         catalog: All classes, in label order, also those without an image here.
         images: The pictures, in the source's order.
         annotations: The XML files, in the source's order.
-        val_labels: Key to wnid for validation images, from a list that lies beside the XML; may be empty.
-        val_labels_name: Name of the member that list came from.
+        label_lists: Lists of validation labels that lie beside the pictures; they must agree with each other.
         ignored: Names of members that look like pictures but do not fit the layout.
     """
 
     catalog: Catalog
     images: Sequence[ImageMember]
     annotations: Sequence[AnnotationMember]
-    val_labels: dict[str, str] = field(default_factory=dict)
-    val_labels_name: str = ""
+    label_lists: Sequence[LabelList] = ()
     ignored: Sequence[str] = ()
 
 
@@ -56,16 +69,45 @@ class Layout(Protocol):
     """Recognises a source by its member names and lists what is in it."""
 
     name: str
+    tree: str
+    """What it looks like, in a few words for messages."""
 
     def matches(self, members: Sequence[Member]) -> bool:
         """Whether the names are those of this layout."""
 
+    def mount(self, source: Source) -> Source:
+        """The source with everything in it as a member of its own: most layouts have nothing to do here.
+
+        One whose pictures lie in an archive inside the source, or in an array, wraps it. Closing what is returned
+        closes ``source``.
+        """
+
     def scan(self, source: Source) -> Listing:
-        """List classes, pictures and annotations.
+        """List classes, pictures and annotations of a mounted source.
 
         Raises:
             DamagedError: A list of the layout is missing, damaged, or contradicts another.
         """
+
+
+def layouts() -> Mapping[str, Layout]:
+    """All layouts by name, in the order in which they are tried."""
+    from imgprep.layouts.ilsvrc import IlsvrcLayout
+
+    known: tuple[Layout, ...] = (IlsvrcLayout(),)
+    return {layout.name: layout for layout in known}
+
+
+def get_layout(name: str) -> Layout:
+    """A layout by its name.
+
+    Raises:
+        SpecError: There is none of that name.
+    """
+    known = layouts()
+    if name not in known:
+        raise SpecError(f"there is no layout {name!r}", f"known layouts: {', '.join(known)}")
+    return known[name]
 
 
 def find_layout(source: Source) -> Layout:
@@ -74,15 +116,29 @@ def find_layout(source: Source) -> Layout:
     Raises:
         SourceError: No known layout fits.
     """
-    from imgprep.layouts.ilsvrc import IlsvrcLayout
-
-    layouts: tuple[Layout, ...] = (IlsvrcLayout(),)
+    known = layouts().values()
     members = source.members()
-    for layout in layouts:
+    for layout in known:
         if layout.matches(members):
             return layout
     sample = ", ".join(member.name for member in members[:3]) or "nothing"
     raise SourceError(
         f"{source.path} holds no dataset of a known layout; it holds {len(members):,} files, such as {sample}",
-        f"known layouts: {', '.join(layout.name for layout in layouts)} (a folder Data/CLS-LOC/train/<wnid>/*.JPEG)",
+        f"known layouts: {'; '.join(f'{layout.name} ({layout.tree})' for layout in known)}",
     )
+
+
+def open_dataset(workspace: Workspace) -> tuple[Source, Layout]:
+    """Open the adopted source, mounted by the layout that was recorded with it.
+
+    Raises:
+        MissingInputError: No source was adopted, or it is gone.
+        SourceError: It changed since.
+    """
+    source, record = open_adopted(workspace)
+    try:
+        layout = get_layout(record.layout)
+        return layout.mount(source), layout
+    except BaseException:
+        source.__exit__(None, None, None)
+        raise

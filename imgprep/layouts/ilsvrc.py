@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from imgprep.errors import ContradictionError, MemberError, SourceError
-from imgprep.layouts import AnnotationMember, ImageMember, Listing
+from imgprep.layouts import AnnotationMember, ImageMember, LabelList, Listing
 from imgprep.records import Catalog, Split, Synset, is_key, is_wnid
 from imgprep.sources import Member, Source
 
@@ -28,10 +28,15 @@ class IlsvrcLayout:
     """The tree of the Kaggle competition, at the top of the source or below one folder of any name."""
 
     name = "ilsvrc"
+    tree = "a folder Data/CLS-LOC/train/<wnid>/*.JPEG"
 
     def matches(self, members: Sequence[Member]) -> bool:
         """Whether a ``Data/CLS-LOC/`` folder is there, or at least its annotations."""
         return any(_before(mark, member.name) is not None for member in members for mark in (_MARK, _XML_MARK))
+
+    def mount(self, source: Source) -> Source:
+        """Nothing to do."""
+        return source
 
     def scan(self, source: Source) -> Listing:
         """List classes from the synset mapping, pictures, XML files and the labels of ``LOC_val_solution.csv``.
@@ -85,8 +90,11 @@ class IlsvrcLayout:
             catalog=catalog,
             images=images,
             annotations=annotations,
-            val_labels=parse_solution(source.read(solution.name), where=solution.name) if solution else {},
-            val_labels_name=solution.name if solution else "",
+            label_lists=[
+                LabelList(name=solution.name, labels=parse_solution(source.read(solution.name), where=solution.name))
+            ]
+            if solution
+            else (),
             ignored=ignored,
         )
 

@@ -227,6 +227,12 @@ def test_another_source_is_not_replaced_unasked(cli: Cli, stand_in: KaggleStandI
     assert cli("fetch", *SMALL, "--overwrite").exit_code == 0
 
 
+def test_a_layout_goes_with_a_copy(cli: Cli, toy_zip: Path) -> None:
+    fails(cli("fetch", "--layout", "ilsvrc"), 2, "--layout goes with --from")
+    fails(cli("fetch", "--from", toy_zip, "--layout", "nope"), 2, "no layout 'nope'", "ilsvrc")
+    assert cli("fetch", "--from", toy_zip, "--layout", "ilsvrc").exit_code == 0
+
+
 def test_a_copy_that_was_fetched_is_adopted_by_path(cli: Cli, stand_in: KaggleStandIn) -> None:
     assert cli("fetch", *SMALL).exit_code == 0
     result = cli("fetch", "--from", f"imgprep-data/raw/{ARCHIVE}", "-w", "other")

@@ -188,9 +188,9 @@ def test_the_layout_finds_all_of_it(listing: Listing) -> None:
     assert Counter(image.split for image in listing.images) == {"train": 160, "val": 60, "test": 17}
     assert Counter(xml.split for xml in listing.annotations) == {"train": 71, "val": 50}
     assert not listing.ignored
-    assert Counter(listing.val_labels.values()) == {f"n{place + 1:08d}": 3 for place in range(20)}
-    assert list(listing.val_labels) != sorted(listing.val_labels)
-    assert set(listing.val_labels) == {image.key for image in listing.images if image.split == "val"}
+    assert Counter(listing.label_lists[0].labels.values()) == {f"n{place + 1:08d}": 3 for place in range(20)}
+    assert list(listing.label_lists[0].labels) != sorted(listing.label_lists[0].labels)
+    assert set(listing.label_lists[0].labels) == {image.key for image in listing.images if image.split == "val"}
 
 
 def test_annotations_tell_class_size_and_boxes(listing: Listing, members: dict[str, bytes]) -> None:
@@ -203,7 +203,7 @@ def test_annotations_tell_class_size_and_boxes(listing: Listing, members: dict[s
         annotation = parse_annotation(content, key=xml.key, catalog=listing.catalog)
         picture = Image.open(io.BytesIO(members[xml.member.name.replace("Annotations", "Data")[:-4] + ".JPEG"]))
         assert (int(tree.findtext("size/width") or 0), int(tree.findtext("size/height") or 0)) == picture.size
-        wnid = xml.wnid or listing.val_labels[xml.key]
+        wnid = xml.wnid or listing.label_lists[0].labels[xml.key]
         told = []
         for found in tree.findall("object"):
             edges = [int(found.findtext(f"bndbox/{edge}") or -1) for edge in ("xmin", "ymin", "xmax", "ymax")]
