@@ -67,6 +67,7 @@ SPECS: Final = {
     "many": OnlineSpec(request=PartRequest(subset=MANY), transfer=TRANSFER),
     "many instead": OnlineSpec(request=PartRequest(subset=MANY), transfer=TRANSFER, overwrite=True),
     "whole": OnlineSpec(transfer=TRANSFER, part_bytes=PART_BYTES),
+    "whole instead": OnlineSpec(transfer=TRANSFER, part_bytes=PART_BYTES, overwrite=True),
 }
 
 
@@ -607,7 +608,10 @@ def test_parts_that_came_by_ranges_do_not_count_once_they_are_written_over(
     # Then a server without ranges, whose bytes nothing has checked when the next kill comes.
     bench.serve_ranges(False)
     bench.stand_in.add_fault(Fault(kind="flip", times=None, percent=1))
-    code, _ = bench.run("whole", root, Kill(kind="fsync", number=1))
+    assert bench.run("whole", root)[0] == 1
+    assert done_spans(root, archive, "whole")
+    # Asked to, it writes over them; the third sync is that of the bytes, after those of the notes that nothing counts.
+    code, _ = bench.run("whole instead", root, Kill(kind="fsync", number=3))
     assert code == -signal.SIGKILL
     assert done_spans(root, archive, "whole") == []
     bench.serve_ranges(True)

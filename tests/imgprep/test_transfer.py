@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
+import gc
 import random
 import re
 import socket
@@ -615,6 +616,7 @@ def test_a_proxy_gets_the_password_of_its_setting(monkeypatch: pytest.MonkeyPatc
         ):
             file.open(10)
         thread.join()
+    gc.collect()
 
     assert f"Proxy-Authorization: Basic {base64.b64encode(b'us@er:s3cret').decode()}\r\n".lower().encode() in (
         asked[0].lower()
