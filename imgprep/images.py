@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import threading
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_PIXELS: Final = 100_000_000
-"""Pixels a picture may have. The largest of ImageNet has about 15 million; 100 million take 300 MB as RGB."""
+"""Pixels a picture may have. The largest in ImageNet's validation has 18 million; 100 million take 300 MB as RGB."""
 
 _ORIENTATION: Final = 0x0112
 """EXIF tag of the orientation; 1 is upright (CIPA DC-008, 4.6.5)."""
@@ -39,6 +39,10 @@ _UPRIGHT: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 """What turns a picture of each orientation upright."""
+
+FORMATS: Final = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "AVIF")
+"""The formats that are read, by Pillow's names. Others that Pillow knows are documents and icons; one of them (EPS)
+would start another program."""
 
 _CONVERTIBLE: Final = frozenset({"RGB", "L", "CMYK", "YCbCr", "P", "RGBA", "LA", "1"})
 
@@ -92,23 +96,48 @@ def prepare_image(content: bytes, *, short_side: int | None, quality: int) -> Pr
     return PreparedImage(jpeg, pixels.shape[1], pixels.shape[0], unchanged=False)
 
 
-_quiet_lock = threading.Lock()
+class _Quiet:
+    """Silences Pillow's warnings on odd headers and pixels, in any number of threads at once.
+
+    All threads share the filters of :mod:`warnings`: whoever comes first sets them, whoever leaves last restores them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._filters = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._filters.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._filters.close()
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Pillow's warnings on odd headers. All threads share the filters, so one at a time may change them."""
-    with _quiet_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+quiet: Final = _Quiet()
+"""``with quiet:`` around what opens or decodes a picture with Pillow."""
+
+
+@functools.cache
+def picture_formats() -> tuple[str, ...]:
+    """Those of :data:`FORMATS` that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _open(content: bytes) -> tuple[Image.Image, int]:
     """Read the header only: the picture, not yet decoded, and its EXIF orientation."""
     try:
-        with _quiet():
-            image = Image.open(io.BytesIO(content))
-            return image, _orientation(image)
+        with quiet:
+            image = Image.open(io.BytesIO(content), formats=picture_formats())
+            return image, orientation_of(image)
     except UnidentifiedImageError:
         what = "an empty file" if not content else f"not a picture (it starts with {content[:8]!r})"
         raise ImageError(what) from None
@@ -118,12 +147,18 @@ def _open(content: bytes) -> tuple[Image.Image, int]:
         raise ImageError(f"its header cannot be read ({type(error).__name__}: {error})") from None
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation of a picture, 1 to 8; 1, which is upright, where it says none or one that does not exist."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # noqa: BLE001  # broken EXIF is common in ImageNet and says nothing about the pixels
         return 1
     return value if value in _UPRIGHT else 1
+
+
+def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    """The picture as it is to be seen, decoded if it was not; ``orientation`` is as from :func:`orientation_of`."""
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def _decode_jpeg(content: bytes, width: int, height: int, limit: int) -> NDArray[np.uint8] | None:
@@ -153,8 +188,7 @@ def _decode_any(image: Image.Image, orientation: int) -> NDArray[np.uint8]:
         if image.mode == "P" and "transparency" in image.info:
             # Straight to RGB would warn: the palette's transparent entries need an alpha channel first.
             image = image.convert("RGBA")
-        upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-        return np.asarray(upright.convert("RGB"))
+        return np.asarray(turn_upright(image, orientation).convert("RGB"))
     except Exception as error:  # noqa: BLE001  # damaged pixels can raise anything in a decoder plug-in
         raise ImageError(f"it cannot be decoded ({type(error).__name__}: {error})") from None
 

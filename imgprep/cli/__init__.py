@@ -16,8 +16,11 @@ import click
 
 from imgprep import __version__
 from imgprep.cli.demo import demo
+from imgprep.cli.doctor import doctor
 from imgprep.cli.fetch import fetch
-from imgprep.cli.prepare import catalog, read_annotations, shard, subset
+from imgprep.cli.look import grid, stats
+from imgprep.cli.prepare import catalog, read_annotations, shard
+from imgprep.cli.subset import subset
 from imgprep.errors import INTERRUPTED, ImgprepError, as_imgprep_error
 from training.cli import evaluate, report, train
 
@@ -100,5 +103,5 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminated)
 
 
-for _command in (fetch, catalog, read_annotations, subset, shard, train, evaluate, report, demo):
+for _command in (fetch, catalog, read_annotations, doctor, stats, grid, subset, shard, train, evaluate, report, demo):
     main.add_command(_command)

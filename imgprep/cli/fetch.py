@@ -16,6 +16,7 @@ from imgprep.cli.options import (
     overwrite_option,
     print_result,
     printable,
+    selection_fields,
     selection_options,
     size_text,
     workspace_option,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from imgprep.fetch.request import PartRequest
     from imgprep.workspace import Workspace
 
-_SELECTION: Final = ("classes", "per_class", "val_per_class", "seed", "allow_short")
+_SELECTION: Final = ("classes", "preset", "per_class", "val_per_class", "seed", "allow_short")
 
 
 @click.command()
@@ -123,7 +124,7 @@ def _request(options: Mapping[str, Any], selected: list[str]) -> PartRequest | N
         return PartRequest(manifest=options["manifest"])
     if options["metadata_only"]:
         return PartRequest()
-    return PartRequest(subset=SubsetSpec(**{name: options[name] for name in _SELECTION})) if selected else None
+    return PartRequest(subset=SubsetSpec(**selection_fields(options))) if selected else None
 
 
 def _adopt(workspace: Workspace, options: Mapping[str, Any]) -> None:

@@ -6,13 +6,16 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
 from imgprep.index import DEFAULT_WORKSPACE, WORKSPACE_VARIABLE
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_MAX_LIST: Final = 1_000_000
+"""Bytes of a list of classes: all of WordNet's nouns would fit."""
 
 
 def workspace_option(function: F) -> F:
@@ -74,28 +77,85 @@ class CountOrAll(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # ge
         return number
 
 
-class Classes(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic only from click 8.4 on
-    """A number of classes, or names between commas."""
+class _Parsed(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic only from click 8.4 on
+    """A value that a function of :mod:`imgprep.presets` or :mod:`imgprep.selection` reads."""
 
-    name = "N|NAME,..."
+    def parse(self, text: str) -> Any:
+        """Turn the text into the value; raises SpecError."""
+        raise NotImplementedError
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | tuple[str, ...] | None:
-        """Turn the text into a number or a tuple of names; ``all`` becomes None."""
-        text = str(value).strip()
-        if text.lower() == "all":
-            return None
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Turn the text into the value."""
+        from imgprep.errors import SpecError
+
         try:
-            number = int(text)
-        except ValueError:
-            names = tuple(name.strip() for name in text.split(","))
-            if not all(names):
-                self.fail(f"{value!r} holds an empty name.", param, ctx)
-            return names
-        if number < 1:
-            self.fail(f"{number} is less than 1.", param, ctx)
-        return number
+            return self.parse(value) if isinstance(value, str) else value
+        except SpecError as error:
+            self.fail(f"{error}.", param, ctx)
+
+
+class Classes(_Parsed):
+    """A number of classes, names between commas, or ``@FILE`` with one name a line; ``all`` becomes None."""
+
+    name = "N|NAME,...|@FILE"
+
+    def parse(self, text: str) -> int | tuple[str, ...] | None:
+        """Turn the text into a number or a tuple of names."""
+        from imgprep.errors import SpecError
+        from imgprep.presets import parse_class_list
+        from imgprep.selection import parse_classes
+
+        if text.startswith("@"):
+            return parse_class_list(_read_list(text[1:]))
+        classes = parse_classes(text)
+        if isinstance(classes, int) and classes < 1:
+            raise SpecError(f"{classes} is less than 1")
+        return classes
+
+
+class SuperclassFile(_Parsed):
+    """A file with ``label: class, class, ...`` a line."""
+
+    name = "FILE"
+
+    def parse(self, text: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Read the file."""
+        from imgprep.errors import SpecError
+        from imgprep.presets import parse_superclasses
+
+        try:
+            return parse_superclasses(_read_list(text))
+        except SpecError as error:
+            raise SpecError(f"{text}: {error.what}", error.advice) from None
+
+
+class Shares(_Parsed):
+    """Shares between slashes: ``70/20/10``."""
+
+    name = "A/B[/C]"
+
+    def parse(self, text: str) -> tuple[int, ...]:
+        """Turn the text into numbers."""
+        from imgprep.selection import parse_shares
+
+        return parse_shares(text)
+
+
+def _read_list(path: str) -> str:
+    """The text of a short file that a person wrote."""
+    from imgprep.errors import SpecError
+
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(_MAX_LIST + 1)
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{path!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(content) > _MAX_LIST:
+        raise SpecError(f"{path!r} has more than {size_text(_MAX_LIST)}, which is no list of classes")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise SpecError(f"{path!r} is not UTF-8") from None
 
 
 class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic only from click 8.4 on
@@ -115,15 +175,16 @@ class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic 
 
 
 def selection_options(function: F) -> F:
-    """``--classes`` and what goes with it: the fields of :class:`imgprep.selection.SubsetSpec`."""
+    """``--classes`` and what goes with it; :func:`selection_fields` makes fields of a spec of them."""
     options = (
         click.option(
             "--classes",
             type=Classes(),
             default="all",
             show_default=True,
-            help="How many classes, or which: wnids or names between commas.",
+            help="How many classes, or which: wnids or names between commas, or one a line of a file.",
         ),
+        click.option("--preset", metavar="NAME", help="Classes of a list with a name, such as imagenette."),
         click.option(
             "--per-class", type=CountOrAll(1), default="all", show_default=True, help="Training images a class."
         ),
@@ -140,6 +201,19 @@ def selection_options(function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def selection_fields(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a :class:`imgprep.selection.SubsetSpec` from the options that choose.
+
+    Raises:
+        SpecError: There is no such preset, or other options choose the classes too.
+    """
+    from imgprep.selection import with_preset
+
+    names = ("classes", "per_class", "val_per_class", "seed", "allow_short")
+    fields = {name: options[name] for name in names} | {"superclasses": options.get("superclasses") or ()}
+    return with_preset(fields, options["preset"]) if options["preset"] is not None else fields
 
 
 def print_result(lines: list[str], document: Mapping[str, Any], *, as_json: bool) -> None:

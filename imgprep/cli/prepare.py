@@ -1,9 +1,9 @@
-"""The commands that prepare a dataset that is there: catalog, annotations, subset, shard."""
+"""The commands that prepare a dataset that is there, choosing aside: catalog, annotations, shard."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -12,7 +12,6 @@ from imgprep.cli.options import (
     json_option,
     overwrite_option,
     print_result,
-    selection_options,
     size_text,
     workspace_option,
 )
@@ -21,7 +20,6 @@ from imgprep.index import DEFAULT_NAME
 if TYPE_CHECKING:
     from imgprep.shard import ShardJob, ShardResult, ShardSpec
     from imgprep.stats import Stats
-    from imgprep.subset import Selection
     from imgprep.workspace import Workspace
 
 
@@ -71,7 +69,7 @@ def _catalog_lines(workspace: Workspace, action: str, stats: Stats) -> list[str]
 def read_annotations(max_rejects: int, root: Path, as_json: bool) -> None:
     """Read the XML annotations: labels of the validation split to val.csv, bounding boxes to boxes.csv.
 
-    Labels are checked against LOC_val_solution.csv where the source has it. `imgprep subset` runs this by itself when
+    Labels are checked against every list of labels that the source has. `imgprep subset` runs this by itself when
     it is missing or out of date.
 
     \b
@@ -91,73 +89,30 @@ def read_annotations(max_rejects: int, root: Path, as_json: bool) -> None:
     print_result(lines, {"action": result.action, **result.stats.to_dict()}, as_json=as_json)
 
 
+_ODD: Final = {
+    "without_object": "files without an object",
+    "boxes_sorted": "boxes with corners the wrong way round",
+    "boxes_outside": "boxes that reach outside",
+    "boxes_flat": "boxes without an area",
+    "other_filename": "files that name another picture",
+    "other_class": "objects of another class than their folder",
+    "labels_repeated": "labels listed twice",
+}
+
+
 def _annotations_lines(workspace: Workspace, action: str, stats: Stats) -> list[str]:
     if action == "skip":
         return [f"up to date: {workspace.catalog / 'val.csv'} and boxes.csv"]
-    odd = []
-    if stats["without_object"]:
-        odd.append(f"{stats['without_object']:,} without an object")
-    if stats["rejected"]:
-        odd.append(f"{stats['rejected']:,} rejected")
-    listed = f" ({', '.join(odd)}: {workspace.catalog / 'annotations.rejected.csv'})" if odd else ""
-    return [
+    lines = [
         f"annotations: {stats['files']:,} XML files, {stats['boxes']:,} boxes, {stats['labels']:,} validation"
-        f" labels{listed} -> {workspace.catalog / 'val.csv'}"
+        f" labels -> {workspace.catalog / 'val.csv'}"
     ]
-
-
-@click.command()
-@selection_options
-@click.option("--name", default=DEFAULT_NAME, show_default=True, help="Name of the subset.")
-@click.option("--from", "parent", help="Choose from this subset instead of the whole catalog.")
-@workspace_option
-@overwrite_option
-@dry_run_option
-@json_option
-def subset(
-    root: Path, name: str, parent: str | None, dry_run: bool, as_json: bool, overwrite: bool, **options: Any
-) -> None:
-    """Choose classes and images; the same request gives the same rows on any machine.
-
-    Runs catalog and annotations first where they are missing or out of date. With a number of classes, only those with
-    enough images are eligible. Choices nest: 10 x 100 is inside 10 x 200.
-
-    \b
-    Examples:
-      imgprep subset --classes 10 --per-class 100
-      imgprep subset --classes n01440764,n02102040 --per-class 50 --name two
-      imgprep subset --classes "tench,English springer" --val-per-class 10 --name named
-    """
-    from imgprep.selection import SubsetSpec
-    from imgprep.subset import note_on_part, plan_subset, subset
-    from imgprep.workspace import Workspace
-
-    spec = SubsetSpec(**options)
-    workspace = Workspace(root)
-    workspace.require()
-    lines: list[str] = []
-    if dry_run:
-        _require_current(workspace)
-        selection: Selection | None = plan_subset(workspace, spec, parent=parent)
-        action, digest, folder = "run", selection.digest if selection else "", workspace.subset(name)
-    else:
-        with workspace.locked("imgprep subset"):
-            lines += catch_up(workspace) if parent is None else []
-            result = subset(workspace, spec, name=name, parent=parent, overwrite=overwrite)
-        action, digest, folder, selection = result.action, result.digest, result.folder, result.selection
-    document: dict[str, Any] = {"action": action, "spec": spec.line, "digest": digest, "folder": str(folder)}
-    if selection is None:
-        lines.append(f"up to date: {folder / 'manifest.csv'} ({spec.line}, digest {digest[:16]})")
-    else:
-        lines += _selection_lines(selection, folder, spec.line, dry_run=dry_run)
-        document |= {split: selection.num_rows(split) for split in ("train", "val")}
-        document["classes"] = [synset.wnid for synset in selection.catalog]
-        document["passed_over"] = {synset.wnid: n for synset, n in selection.passed_over}
-    note = note_on_part(workspace, spec) if parent is None else ""
-    if note:
-        lines.append(f"note: {note}")
-        document["note"] = note
-    print_result(lines, document, as_json=as_json)
+    odd = [f"{stats[name]:,} {words}" for name, words in _ODD.items() if stats[name]]
+    if odd:
+        lines.append(f"odd but used: {', '.join(odd)} -> {workspace.catalog / 'annotations.odd.csv'}")
+    if stats["rejected"]:
+        lines.append(f"rejected: {stats['rejected']:,} -> {workspace.catalog / 'annotations.rejected.csv'}")
+    return lines
 
 
 def catch_up(workspace: Workspace) -> list[str]:
@@ -173,44 +128,6 @@ def catch_up(workspace: Workspace) -> list[str]:
     if plan_annotations(workspace)[0] == "run":
         read = annotations(workspace, progress=make_progress())
         lines += _annotations_lines(workspace, read.action, read.stats)
-    return lines
-
-
-def _require_current(workspace: Workspace) -> None:
-    """A dry run writes nothing, so it cannot bring catalog and annotations up to date itself."""
-    from imgprep.annotations import plan_annotations
-    from imgprep.catalog import plan_catalog
-    from imgprep.errors import MissingInputError
-
-    for name, plan in (("catalog", plan_catalog), ("annotations", plan_annotations)):
-        if plan(workspace)[0] == "run":
-            raise MissingInputError(f"a dry run needs an up-to-date {name}", f"run `imgprep {name}` first")
-
-
-def _selection_lines(selection: Selection, folder: Path, line: str, *, dry_run: bool) -> list[str]:
-    lines = []
-    if selection.passed_over:
-        listed = ", ".join(f"{synset.label} {n}" for synset, n in selection.passed_over[:10])
-        more = f" and {len(selection.passed_over) - 10} more" if len(selection.passed_over) > 10 else ""
-        lines.append(f"passed over, too few training images: {listed}{more}")
-    if selection.short:
-        lines.append(f"short: {', '.join(f'{synset.label} {n}' for synset, n in selection.short)}")
-    seen = set(selection.manifest.loc[selection.manifest["split"] == "val", "wnid"])
-    without = [synset.label for synset in selection.catalog if synset.wnid not in seen]
-    if without:
-        more = f" and {len(without) - 5} more" if len(without) > 5 else ""
-        lines.append(f"without validation images: {', '.join(without[:5])}{more}")
-    if selection.unlabelled:
-        lines.append(f"{selection.unlabelled:,} validation pictures have no label and were left out")
-    names = ", ".join(synset.synonyms[0] for synset in list(selection.catalog)[:12])
-    more = ", ..." if len(selection.catalog) > 12 else ""  # a dozen names fit two lines
-    verb = "would choose" if dry_run else "subset:"
-    lines.append(
-        f"{verb} {len(selection.catalog)} classes, {selection.num_rows('train'):,} train and"
-        f" {selection.num_rows('val'):,} val images -> {folder / 'manifest.csv'}"
-    )
-    lines.append(f"classes: {names}{more}")
-    lines.append(f"cite as: {line} (digest {selection.digest[:16]})")
     return lines
 
 

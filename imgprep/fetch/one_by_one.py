@@ -20,7 +20,7 @@ from typing import Final
 from imgprep.backoff import Backoff
 from imgprep.errors import DamagedError, MemberError, NetworkError, UsageError
 from imgprep.fetch.part import MemberWriter, is_whole
-from imgprep.fetch.request import PartRequest
+from imgprep.fetch.request import PartRequest, folder_of
 from imgprep.files import sync_filesystem
 from imgprep.layouts.ilsvrc import MAPPING, VAL_SOLUTION, parse_mapping, parse_solution
 from imgprep.records import is_key, is_wnid
@@ -147,20 +147,23 @@ def plan_files(request: PartRequest, read: Callable[[str], bytes], *, max_files:
     catalog = parse_mapping(lists[MAPPING], where=MAPPING)
     train = parse_train_list(lists[_TRAIN_LIST], where=_TRAIN_LIST)
     spec = request.subset
-    classes = choose_classes({wnid: len(keys) for wnid, keys in train.items()}, catalog, spec)
-    val: dict[str, list[str]] = {synset.wnid: [] for synset in classes.catalog}
+    counts = {wnid: len(keys) for wnid, keys in train.items()}
+    classes = choose_classes(counts, catalog, spec)
+    quotas = classes.quotas(counts, spec.per_class, seed=spec.seed)
+    val: dict[str, list[str]] = {wnid: [] for wnid in quotas}
     for key, wnid in parse_solution(lists[VAL_SOLUTION], where=VAL_SOLUTION).items():
         if wnid in val and is_key(key):
             val[wnid].append(key)
     train_names = [
         f"{_DATA}/train/{wnid}/{key}.JPEG"
-        for wnid in val
-        for key in choose_keys(train.get(wnid, []), spec.per_class, seed=spec.seed)
+        for wnid, quota in quotas.items()
+        for key in choose_keys(train.get(wnid, []), quota, seed=spec.seed)
     ]
+    quotas = classes.quotas({wnid: len(keys) for wnid, keys in val.items()}, spec.val_per_class, seed=spec.seed)
     val_names = [
         f"{_DATA}/val/{key}.JPEG"
-        for keys in val.values()
-        for key in choose_keys(keys, spec.val_per_class, seed=spec.seed)
+        for wnid, keys in val.items()
+        for key in choose_keys(keys, quotas[wnid], seed=spec.seed)
     ]
     pictures = {"train": len(train_names), "val": len(val_names)}
     # The list of training pictures served the choice only.
@@ -196,7 +199,8 @@ def _names_of_manifest(manifest: Path) -> tuple[list[str], dict[str, int]]:
     names: list[str] = []
     pictures: dict[str, int] = {}
     for row in manifest_records(read_manifest(manifest, made_by="imgprep subset")):
-        folder = f"train/{row.wnid}" if row.split == "train" else row.split
+        place = folder_of(row)
+        folder = place if place in ("val", "test") else f"train/{place}"
         names.append(f"{_DATA}/{folder}/{row.key}.JPEG")
         pictures[row.split] = pictures.get(row.split, 0) + 1
     return names, pictures

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -13,9 +14,11 @@ from imgprep.errors import AnnotationError, ContradictionError, DamagedError, Mi
 from imgprep.files import sha256_file
 from imgprep.layouts.ilsvrc import MAPPING, VAL_SOLUTION, parse_mapping, parse_solution
 from imgprep.layouts.survey import Members, Survey, stem
-from imgprep.records import Catalog, Synset
+from imgprep.records import Catalog, Record, Synset
 from imgprep.selection import ClassChoice, SubsetSpec, choose_classes, choose_keys
 from imgprep.voc import parse_annotation, val_label
+
+_FOLDER: Final = re.compile(r"(?:^|/)(?:train/([^/]+)|(val|test))/[^/]+$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,17 +100,18 @@ def choose(found: Survey, request: PartRequest, content: Content) -> PartChoice:
     catalog = read_classes(found, content)
     counts = {wnid: len(members) for wnid, members in found.train.items()}
     classes = choose_classes(counts, catalog, request.subset)
-    wnids = [synset.wnid for synset in classes.catalog]
-    train = [_first(found, found.train[wnid], request.subset.per_class, request.subset.seed) for wnid in wnids]
+    seed = request.subset.seed
+    quotas = classes.quotas(counts, request.subset.per_class, seed=seed)
+    wnids = [wnid for wnid in quotas if wnid in found.train]
+    train = [_first(found, found.train[wnid], quotas[wnid], seed) for wnid in wnids]
     labels = val_labels(found, catalog, content)
-    by_class: dict[str, list[int]] = {wnid: [] for wnid in wnids}
+    by_class: dict[str, list[int]] = {wnid: [] for wnid in quotas}
     for member, key in zip(found.val.tolist(), found.keys(found.val), strict=True):
         if labels.get(key) in by_class:
             by_class[labels[key]].append(member)
-    val = [
-        _first(found, np.array(members, dtype=np.int64), request.subset.val_per_class, request.subset.seed)
-        for members in by_class.values()
-    ]
+    counts = {wnid: len(members) for wnid, members in by_class.items()}
+    quotas = classes.quotas(counts, request.subset.val_per_class, seed=seed)
+    val = [_first(found, np.array(members, dtype=np.int64), quotas[wnid], seed) for wnid, members in by_class.items()]
     pictures = {"train": sum(map(len, train)), "val": sum(map(len, val))}
     xml = _annotations_of(found, {stem(name) for some in train for name in found.directory.names(some)}, wnids)
     return PartChoice(
@@ -126,14 +130,15 @@ def _of_manifest(found: Survey, manifest: Path) -> PartChoice:
     keys: dict[str, set[str]] = {}
     pictures: dict[str, int] = {}
     rows = list(manifest_records(read_manifest(manifest, made_by="imgprep subset")))
-    wanted = {row.wnid for row in rows if row.split == "train"}
+    asked = {folder_of(row) for row in rows}
+    wanted = asked - {"val", "test"}
     groups = [*((wnid, found.train[wnid]) for wnid in wanted & found.train.keys()), ("val", found.val)]
-    if any(row.split == "test" for row in rows):
+    if "test" in asked:
         groups.append(("test", found.test))
     for group, numbers in groups:
         by_place.update(((group, key), int(m)) for key, m in zip(found.keys(numbers), numbers, strict=True))
     for row in rows:
-        group = row.wnid if row.split == "train" else row.split
+        group = folder_of(row)
         member = by_place.get((group, row.key))
         if member is None:
             absent.append(row.path)
@@ -158,6 +163,18 @@ def _of_manifest(found: Survey, manifest: Path) -> PartChoice:
     xml = _annotations_of(found, train_keys, sorted(wanted))
     chosen = np.array(members, dtype=np.int64)
     return PartChoice(members=_union([chosen, xml, *_always(found)]), pictures=pictures)
+
+
+def folder_of(row: Record) -> str:
+    """Where the picture of a row lies in the archive: the wnid of its folder in ``train``, else ``val`` or ``test``.
+
+    Its path says so, also where a subset divided the training pictures or made one class of several; a path of another
+    form says nothing, then class and split do.
+    """
+    match = _FOLDER.search(row.path)
+    if match is None:
+        return row.wnid if row.split == "train" else row.split
+    return match[1] or match[2]
 
 
 def read_classes(found: Survey, content: Content) -> Catalog:
@@ -199,7 +216,7 @@ def val_labels(found: Survey, catalog: Catalog, content: Content) -> dict[str, s
     return labels | {key: wnid for key, wnid in listed.items() if key in keys}
 
 
-def _first(found: Survey, members: Members, limit: int | None, seed: int) -> Members:
+def _first(found: Survey, members: Members, limit: int, seed: int) -> Members:
     """The pictures of one class that are chosen."""
     by_key = dict(zip(found.keys(members), members.tolist(), strict=True))
     if len(by_key) < len(members):

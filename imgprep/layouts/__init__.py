@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from imgprep.errors import SourceError, SpecError
-from imgprep.records import Catalog, Split
+from imgprep.records import Annotation, Catalog, Split
 from imgprep.sources import Member, Source
 from imgprep.sources.adopted import open_adopted
 from imgprep.workspace import Workspace
@@ -40,10 +40,12 @@ class LabelList:
     Attributes:
         name: Name of the member it came from.
         labels: Key to wnid.
+        repeated: Keys that stand on it more than once, always with the same class.
     """
 
     name: str
     labels: Mapping[str, str]
+    repeated: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class Listing:
         images: The pictures, in the source's order.
         annotations: The XML files, in the source's order.
         label_lists: Lists of validation labels that lie beside the pictures; they must agree with each other.
+        boxes: Boxes that the layout has from lists of its own instead of XML, each picture with its split.
         ignored: Names of members that look like pictures but do not fit the layout.
     """
 
@@ -62,6 +65,7 @@ class Listing:
     images: Sequence[ImageMember]
     annotations: Sequence[AnnotationMember]
     label_lists: Sequence[LabelList] = ()
+    boxes: Sequence[tuple[Split, Annotation]] = ()
     ignored: Sequence[str] = ()
 
 
@@ -92,9 +96,22 @@ class Layout(Protocol):
 
 def layouts() -> Mapping[str, Layout]:
     """All layouts by name, in the order in which they are tried."""
+    from imgprep.layouts.devkit import DevkitLayout
     from imgprep.layouts.ilsvrc import IlsvrcLayout
+    from imgprep.layouts.imagefolder import ImageFolderLayout
+    from imgprep.layouts.path_list import PathListLayout
+    from imgprep.layouts.svhn import SvhnLayout
+    from imgprep.layouts.tiny_imagenet import TinyImagenetLayout
 
-    known: tuple[Layout, ...] = (IlsvrcLayout(),)
+    # From the most particular names to the least: folders with pictures in them are part of most layouts.
+    known: tuple[Layout, ...] = (
+        IlsvrcLayout(),
+        DevkitLayout(),
+        TinyImagenetLayout(),
+        SvhnLayout(),
+        PathListLayout(),
+        ImageFolderLayout(),
+    )
     return {layout.name: layout for layout in known}
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from typing import Final
 
 from imgprep.errors import ContradictionError, MemberError, SourceError
-from imgprep.layouts import AnnotationMember, ImageMember, LabelList, Listing
+from imgprep.layouts import AnnotationMember, ImageMember, Listing
+from imgprep.layouts.label_lists import LIST_NAMES, decode, find_label_lists, parse_solution_list, read_list
 from imgprep.records import Catalog, Split, Synset, is_key, is_wnid
 from imgprep.sources import Member, Source
 
@@ -39,7 +38,7 @@ class IlsvrcLayout:
         return source
 
     def scan(self, source: Source) -> Listing:
-        """List classes from the synset mapping, pictures, XML files and the labels of ``LOC_val_solution.csv``.
+        """List classes from the synset mapping, pictures, XML files and the validation labels of every list there is.
 
         Raises:
             SourceError: There is no picture at all, or two pictures have one key.
@@ -52,6 +51,7 @@ class IlsvrcLayout:
         annotations: list[AnnotationMember] = []
         ignored: list[str] = []
         lists: dict[str, Member] = {}
+        others: list[Member] = []
         for member in members:
             if not is_plain(member.name):
                 ignored.append(member.name)
@@ -72,31 +72,39 @@ class IlsvrcLayout:
             basename = member.name.rsplit("/", 1)[-1]
             if basename in (MAPPING, VAL_SOLUTION) and prefix.startswith(member.name.removesuffix(basename)):
                 lists.setdefault(basename, member)
+            elif basename in LIST_NAMES:
+                others.append(member)
         _check_unique(images, source)
-        train_wnids = {image.wnid for image in images if image.split == "train"}
-        if MAPPING in lists:
-            catalog = parse_mapping(source.read(lists[MAPPING].name), where=lists[MAPPING].name)
-            strangers = sorted(wnid for wnid in train_wnids if not catalog.has(wnid))
-            if strangers:
-                raise ContradictionError(
-                    f"{len(strangers)} training folders are not in {lists[MAPPING].name}: {', '.join(strangers[:5])}",
-                    "use the mapping that belongs to this archive",
-                )
-        else:
-            # A part of the archive without its lists is still usable; the wnids must serve as names.
-            catalog = Catalog(Synset(wnid, place, wnid) for place, wnid in enumerate(sorted(train_wnids)))
-        solution = lists.get(VAL_SOLUTION)
+        label_lists = find_label_lists(others, prefix, source)
+        if VAL_SOLUTION in lists:
+            where = lists[VAL_SOLUTION].name
+            label_lists.insert(0, parse_solution_list(read_list(source, lists[VAL_SOLUTION]), where=where))
         return Listing(
-            catalog=catalog,
+            catalog=_catalog(lists.get(MAPPING), {image.wnid for image in images if image.split == "train"}, source),
             images=images,
             annotations=annotations,
-            label_lists=[
-                LabelList(name=solution.name, labels=parse_solution(source.read(solution.name), where=solution.name))
-            ]
-            if solution
-            else (),
+            label_lists=label_lists,
             ignored=ignored,
         )
+
+
+def _catalog(mapping: Member | None, train_wnids: set[str], source: Source) -> Catalog:
+    """The classes of the mapping; without one the training folders.
+
+    Raises:
+        ContradictionError: A training folder is not in the mapping.
+    """
+    if mapping is None:
+        # A part of the archive without its lists is still usable; the wnids must serve as names.
+        return Catalog(Synset(wnid, place, wnid) for place, wnid in enumerate(sorted(train_wnids)))
+    catalog = parse_mapping(read_list(source, mapping), where=mapping.name)
+    strangers = sorted(wnid for wnid in train_wnids if not catalog.has(wnid))
+    if strangers:
+        raise ContradictionError(
+            f"{len(strangers)} training folders are not in {mapping.name}: {', '.join(strangers[:5])}",
+            "use the mapping that belongs to this archive",
+        )
+    return catalog
 
 
 def is_plain(name: str) -> bool:
@@ -168,46 +176,23 @@ def parse_mapping(content: bytes, *, where: str) -> Catalog:
         MemberError: It is not UTF-8, or a line has no wnid or comes twice.
     """
     synsets: dict[str, Synset] = {}
-    for number, line in enumerate(_text(content, where).splitlines(), start=1):
+    for number, line in enumerate(decode(content, where).splitlines(), start=1):
         if not line.strip():
             continue
         wnid, _, name = line.strip().partition(" ")
         if not is_wnid(wnid) or wnid in synsets:
             raise MemberError(f"{where}, line {number}: expected `<wnid> <names>` with a new wnid, got {line[:60]!r}")
-        synsets[wnid] = Synset(wnid, len(synsets), name.strip() or wnid)
+        # Some copies have a colon between the two.
+        synsets[wnid] = Synset(wnid, len(synsets), name.strip().removeprefix(":").strip() or wnid)
     if not synsets:
         raise MemberError(f"{where} lists no class")
     return Catalog(synsets.values())
 
 
 def parse_solution(content: bytes, *, where: str) -> dict[str, str]:
-    """Read the labels of ``LOC_val_solution.csv``: the first word of ``PredictionString`` is the class.
-
-    Returns:
-        Key of the image to wnid.
+    """Read the labels of ``LOC_val_solution.csv``, key to wnid; see :func:`parse_solution_list`.
 
     Raises:
-        MemberError: The header or a row has another form, or an image comes twice.
+        MemberError: The header or a row has another form, or an image has two classes.
     """
-    rows = csv.reader(io.StringIO(_text(content, where), newline=""))
-    header = next(rows, None)
-    if header is None or [name.strip() for name in header[:2]] != ["ImageId", "PredictionString"]:
-        raise MemberError(f"{where}: expected the header ImageId,PredictionString, got {header}")
-    labels: dict[str, str] = {}
-    for row in rows:
-        if not row:
-            continue
-        words = row[1].split() if len(row) > 1 else []
-        if not words or not is_wnid(words[0]) or row[0] in labels:
-            raise MemberError(
-                f"{where}, line {rows.line_num}: expected a new ImageId and `<wnid> <box> ...`, got {row}"
-            )
-        labels[row[0]] = words[0]
-    return labels
-
-
-def _text(content: bytes, where: str) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MemberError(f"{where} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    return dict(parse_solution_list(content, where=where).labels)

@@ -85,8 +85,12 @@ class PartRecord:
     def _covers(self, had: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
         if "classes" not in had or had["seed"] != wanted["seed"]:
             return False
-        if not all(_at_least(had[name], wanted[name]) for name in ("per_class", "val_per_class")):
+        # What is dropped or excluded is made up for by pictures that were not asked for then.
+        if wanted.get("drop") or wanted.get("exclude") or had.get("superclasses") != wanted.get("superclasses"):
             return False
+        return _holds_as_many(had, wanted) and self._has_classes(had, wanted)
+
+    def _has_classes(self, had: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
         if isinstance(wanted["classes"], list):
             return isinstance(had["classes"], list) and set(wanted["classes"]) <= set(had["classes"])
         if isinstance(had["classes"], list):
@@ -95,6 +99,13 @@ class PartRecord:
         least = max(had["per_class"] or 1, wanted["per_class"] or 1)
         same = had["per_class"] == wanted["per_class"] or least <= self.archive.smallest_class
         return same and _at_least(had["classes"], wanted["classes"])
+
+
+def _holds_as_many(had: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    if "split" in wanted or "folds" in wanted:
+        # Each part is filled from its own pictures: any of a class may be chosen, and no given validation picture.
+        return had["per_class"] is None
+    return all(_at_least(had[name], wanted[name]) for name in ("per_class", "val_per_class"))
 
 
 def _at_least(had: int | None, wanted: int | None) -> bool:

@@ -32,6 +32,7 @@ from imgprep.sources import Member
 from imgprep.sources.ranges import RangeFile
 from imgprep.sources.tar import FileRange, TarSource, walk_tar
 from imgprep.sources.zip import ZipSource
+from imgprep.sources.zip_directory import ZipMembers
 from imgprep.stats import SILENT, Progress
 
 _AGAIN: Final = "download or copy it again"
@@ -639,6 +640,9 @@ _LOCAL_HEADER: Final = struct.Struct("<4s22x2H")
 
 def inner_tar(members: Sequence[Member]) -> Member | None:
     """The tar that is what a zip is about: the only one, larger than all else, and no pictures beside it."""
+    if isinstance(members, ZipMembers) and 2 * int(members.sizes.max(initial=0)) <= int(members.sizes.sum()):
+        # Nothing is larger than all else. Of millions of members the sizes tell that at once, their names do not.
+        return None
     tars = [member for member in members if member.name.lower().endswith((".tar.gz", ".tgz", ".tar"))]
     if len(tars) != 1 or 2 * tars[0].num_bytes <= sum(member.num_bytes for member in members):
         return None

@@ -658,10 +658,14 @@ class ZipMembers(Sequence[Member]):
 
     Args:
         directory: Where they are listed.
+
+    Attributes:
+        sizes: Bytes of each member, unpacked.
     """
 
     def __init__(self, directory: ZipDirectory) -> None:
         self._directory = directory
+        self.sizes = directory.num_bytes
 
     def __len__(self) -> int:
         return len(self._directory)

@@ -1,9 +1,9 @@
 """annotations: real and hostile XML, labels that agree or are refused."""
 
-from __future__ import annotations
-
+import re
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,78 +12,14 @@ import pytest
 from imgprep.annotations import AnnotationsSpec, annotations
 from imgprep.errors import AnnotationError, ContradictionError, SpecError, TooManyRejectsError
 from imgprep.fetch import fetch
-from imgprep.layouts.ilsvrc import parse_mapping
-from imgprep.records import BoundingBox, Catalog, Synset
+from imgprep.layouts import Listing
+from imgprep.layouts.ilsvrc import IlsvrcLayout, parse_mapping, parse_solution
+from imgprep.records import Annotation, BoundingBox, Catalog, Split, Synset
+from imgprep.sources import Source
+from imgprep.sources.zip import ZipSource
 from imgprep.testing.toy import ToyListing
-from imgprep.voc import parse_annotation
+from imgprep.voc import read_annotation
 from imgprep.workspace import Workspace
-
-CATALOG = Catalog([Synset("n01440764", 0, "tench"), Synset("n02092002", 1, "Scottish deerhound, deerhound")])
-XML = (
-    "<annotation><folder>val</folder><filename>x</filename><size><width>500</width><height>375</height></size>"
-    "<object><name>n01440764</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>40</ymax></bndbox></object>"
-    "</annotation>"
-)
-
-
-def parse(text: str | bytes) -> tuple[BoundingBox, ...]:
-    return parse_annotation(text.encode() if isinstance(text, str) else text, key="k", catalog=CATALOG).boxes
-
-
-def test_boxes_and_size_are_those_of_the_xml() -> None:
-    annotation = parse_annotation(XML.encode(), key="k", catalog=CATALOG)
-
-    assert (annotation.width, annotation.height) == (500, 375)
-    assert annotation.boxes == (BoundingBox("n01440764", 1, 2, 30, 40),)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "box"),
-    [
-        ("n01440764", "Scottish_deerhound", BoundingBox("n02092002", 1, 2, 30, 40)),
-        ("<xmin>1<", "<xmin> 1.6 <", BoundingBox("n01440764", 2, 2, 30, 40)),
-        ("<annotation>", "\ufeff<annotation>", BoundingBox("n01440764", 1, 2, 30, 40)),
-        ("><", ">\r\n<", BoundingBox("n01440764", 1, 2, 30, 40)),
-        ("<filename>x<", "<filename>%s<", BoundingBox("n01440764", 1, 2, 30, 40)),
-    ],
-    ids=["name for wnid", "float", "byte-order mark", "CRLF", "%s"],
-)
-def test_oddities_of_real_files_are_read(old: str, new: str, box: BoundingBox) -> None:
-    assert parse(XML.replace(old, new)) == (box,)
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("", "not well-formed"),
-        (XML[:100], "not well-formed"),
-        ("<html/>", "expected <annotation>"),
-        (XML.replace("n01440764", "n99999999"), "no class is named"),
-        (XML.replace("<ymax>40</ymax>", ""), "<ymax> must be a number"),
-        (XML.replace(">30<", ">wide<"), "<xmax> must be a number"),
-        (XML.replace(">30<", ">1e400<"), "<xmax> must be a number"),
-        (XML.replace(">500<", ">nan<"), "<width> must be a number"),
-        (XML.replace("bndbox", "box"), "no <bndbox>"),
-        ('<!DOCTYPE a [<!ENTITY e "x">]>' + XML.replace("val", "&e;"), "document type"),
-        ('<!DOCTYPE a SYSTEM "http://127.0.0.1:9/a.dtd">' + XML, "document type"),
-        (" " * (1 << 20) + XML, "more than the limit"),
-        (b"\x00\x01\x02", "not well-formed"),
-    ],
-)
-def test_unusable_xml_is_refused_with_its_reason(content: str | bytes, said: str) -> None:
-    with pytest.raises(AnnotationError, match=said):
-        parse(content)
-
-
-def test_an_entity_bomb_is_refused_without_being_expanded() -> None:
-    levels = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 10))
-    bomb = f'<!DOCTYPE a [<!ENTITY l0 "lol">{levels}]><annotation>&l9;</annotation>'
-    with pytest.raises(AnnotationError):
-        parse(bomb)
-
-
-def test_xml_without_object_has_no_box() -> None:
-    assert parse("<annotation><filename>x</filename></annotation>") == ()
 
 
 def test_a_negative_limit_cannot_be_asked_for() -> None:
@@ -104,6 +40,7 @@ def rewritten(source: Path, target: Path, change: Callable[[str, bytes], bytes |
 
 
 FIRST = "ILSVRC2012_val_00000001"
+OBJECT = "<object><name>{}</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox></object>"
 
 
 def test_labels_of_all_validation_pictures_come_from_the_xml(fetched: Workspace, toy: tuple[Path, ToyListing]) -> None:
@@ -118,12 +55,17 @@ def test_labels_of_all_validation_pictures_come_from_the_xml(fetched: Workspace,
     assert list(boxes.columns) == ["ImageId", "split", "wnid", "xmin", "ymin", "xmax", "ymax", "width", "height"]
 
 
+def without(part: str) -> Callable[[str, bytes], bytes | None]:
+    """Leaves out members."""
+    return lambda name, old: None if part in name else old
+
+
 def test_without_the_list_the_xml_is_enough_and_without_the_xml_the_list(toy_zip: Path, tmp_path: Path) -> None:
     results = []
     for number, left_out in enumerate(["LOC_val_solution.csv", "Annotations/CLS-LOC/val"]):
         folder = tmp_path / str(number)
         folder.mkdir()
-        workspace = rewritten(toy_zip, folder, lambda name, old, left_out=left_out: None if left_out in name else old)
+        workspace = rewritten(toy_zip, folder, without(left_out))
         annotations(workspace)
         results.append((workspace.catalog / "val.csv").read_bytes())
 
@@ -173,54 +115,268 @@ def test_a_validation_picture_that_nothing_labels_is_a_reject(toy_zip: Path, tmp
         annotations(workspace)
 
 
-def test_training_xml_without_object_is_listed_but_no_error(toy_zip: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(toy_zip) as archive:
-        chosen = next(name for name in archive.namelist() if "Annotations/CLS-LOC/train/" in name and ".xml" in name)
-    empty = b"<annotation></annotation>"
-    workspace = rewritten(toy_zip, tmp_path, lambda name, old: empty if name == chosen else old)
+TRAIN_XML = "Annotations/CLS-LOC/train/"
+
+
+def first_train_xml(path: Path) -> tuple[str, str]:
+    """Name and text of the first training XML of an archive."""
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if TRAIN_XML in name and name.endswith(".xml"))
+        return name, archive.read(name).decode()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "new", "rule", "said"),
+    [
+        (r"<object>.*</object>", "", "without_object", "no object"),
+        (r"<xmin>\d+<", "<xmin>9999<", "boxes_sorted", r"box 1 \(9999, .* has a minimum above its maximum: sorted"),
+        (r"<ymax>\d+<", "<ymax>9999<", "boxes_outside", r"box 1 \(.* 9999\) reaches out of its <size> \d+ x \d+"),
+        (r"<filename>[^<]*<", "<filename>%s<", "other_filename", "its <filename> is '%s'"),
+        (r"<name>[^<]*<", "<name>n90000002<", "other_class", "its objects are n90000002, its folder is n90000001"),
+    ],
+)
+def test_what_a_rule_settles_is_listed_but_no_error(
+    toy_zip: Path, tmp_path: Path, pattern: str, new: str, rule: str, said: str
+) -> None:
+    chosen, text = first_train_xml(toy_zip)
+    changed = re.sub(pattern, new, text, flags=re.DOTALL)
+    assert changed != text
+    workspace = rewritten(toy_zip, tmp_path, lambda name, old: changed.encode() if name == chosen else old)
+    stats = annotations(workspace).stats
+    odd = pd.read_csv(workspace.catalog / "annotations.odd.csv").to_dict("records")
+    boxes = pd.read_csv(workspace.catalog / "boxes.csv")
+
+    assert (stats[rule], stats["rejected"]) == (1, 0)
+    found = next(row for row in odd if re.fullmatch(said, row["reason"]))
+    assert (found["key"], found["split"], found["path"]) == (Path(chosen).stem, "train", chosen)
+    assert (boxes["xmin"] <= boxes["xmax"]).all()
+    assert (workspace.catalog / "annotations.rejected.csv").read_text() == "key,split,path,reason\n"
+
+
+def test_xml_larger_than_any_is_left_out_unread(toy_zip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, _ = first_train_xml(toy_zip)
+    workspace = rewritten(toy_zip, tmp_path, lambda name, old: b" " * (1 << 21) if name == chosen else old)
+    read: list[str] = []
+    original = ZipSource.read
+
+    def noted(source: ZipSource, name: str) -> bytes:
+        read.append(name)
+        return original(source, name)
+
+    monkeypatch.setattr(ZipSource, "read", noted)
+    with pytest.raises(TooManyRejectsError, match=rf"{Path(chosen).name}: 2,097,152 bytes, more than the limit"):
+        annotations(workspace)
+
+    assert read
+    assert chosen not in read
+
+
+def test_objects_of_several_classes_are_a_label_only_with_a_list(toy_zip: Path, tmp_path: Path) -> None:
+    def two_classes(name: str, content: bytes) -> bytes | None:
+        if name == "LOC_val_solution.csv":
+            return None
+        if not name.endswith(f"{FIRST}.xml"):
+            return content
+        return re.sub(
+            r"<object>.*</object>",
+            "".join(OBJECT.format(wnid) for wnid in ("n90000001", "n90000002")),
+            content.decode(),
+            flags=re.DOTALL,
+        ).encode()
+
+    workspace = rewritten(toy_zip, tmp_path, two_classes)
+    with pytest.raises(
+        TooManyRejectsError,
+        match=r"its objects are n90000001 \(.*\) and n90000002 \(.*\), and no list says which it is",
+    ):
+        annotations(workspace)
+
+
+def test_boxes_that_a_layout_has_from_lists_go_by_the_same_rules(
+    fetched: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listed(split: Split, key: str, *boxes: BoundingBox) -> tuple[Split, Annotation]:
+        return split, Annotation(key, 64, 64, boxes)
+
+    def scan_with_boxes(layout: IlsvrcLayout, source: Source) -> Listing:
+        more = [
+            listed("val", FIRST, BoundingBox(label_of[FIRST], 9, 1, 3, 4)),
+            listed("train", "n90000002_0", BoundingBox("n90000002", 1, 2, 70, 4)),
+            listed("train", "n90000001_0", BoundingBox("n90000001", 1, 2, 3, 4)),
+        ]
+        return replace(scan(layout, source), annotations=(), boxes=more)
+
+    annotations(fetched)
+    val = pd.read_csv(fetched.catalog / "val.csv")
+    label_of = dict(zip(val["ImageId"], val["wnid"], strict=True))
+    (fetched.catalog / "annotations.receipt.json").unlink()
+    scan = IlsvrcLayout.scan
+    monkeypatch.setattr(IlsvrcLayout, "scan", scan_with_boxes)
+    stats = annotations(fetched).stats
+
+    assert (fetched.catalog / "boxes.csv").read_text().splitlines()[1:] == [
+        "n90000001_0,train,n90000001,1,2,3,4,64,64",
+        "n90000002_0,train,n90000002,1,2,70,4,64,64",
+        f"{FIRST},val,{label_of[FIRST]},3,1,9,4,64,64",
+    ]
+    assert (stats["boxes"], stats["boxes_sorted"], stats["boxes_outside"]) == (3, 1, 1)
+    label_of[FIRST] = next(wnid for wnid in label_of.values() if wnid != label_of[FIRST])
+    (fetched.catalog / "annotations.receipt.json").unlink()
+    with pytest.raises(ContradictionError, match=f"{FIRST}: its list of boxes says .*, LOC_val_solution.csv says"):
+        annotations(fetched)
+
+
+def test_a_row_that_comes_twice_is_told(toy_zip: Path, tmp_path: Path) -> None:
+    def twice(name: str, content: bytes) -> bytes:
+        return content + content.splitlines(keepends=True)[1] if name == "LOC_val_solution.csv" else content
+
+    workspace = rewritten(toy_zip, tmp_path, twice)
     stats = annotations(workspace).stats
 
-    assert (stats["without_object"], stats["rejected"]) == (1, 0)
-    assert f"{chosen},no object" in (workspace.catalog / "annotations.rejected.csv").read_text()
+    assert (stats["labels_repeated"], stats["rejected"]) == (1, 0)
+    assert (
+        "LOC_val_solution.csv,stands on the list more than once"
+        in (workspace.catalog / "annotations.odd.csv").read_text()
+    )
+
+
+def test_tables_made_by_older_rules_are_made_again(fetched: Workspace) -> None:
+    annotations(fetched)
+    receipt = fetched.catalog / "annotations.receipt.json"
+    assert annotations(fetched).action == "skip"
+    receipt.write_text(re.sub(r'"rules": \d+', '"rules": 1', receipt.read_text()))
+
+    assert annotations(fetched).action == "run"
 
 
 def test_the_awkward_xml_meets_its_expectations(real_data: Path) -> None:
     catalog = parse_mapping((real_data / "LOC_synset_mapping.txt").read_bytes(), where="mapping")
     expected = pd.read_csv(real_data / "awkward.manifest.csv").query("category == 'xml'")
-    outcomes = {}
+    outcomes: dict[str, tuple[int, str] | str] = {}
     with zipfile.ZipFile(real_data / "awkward.zip") as archive:
         for name in expected.iloc[:, 0]:
+            key = "ILSVRC2012_val_00001849" if "1849" in name else "ILSVRC2012_val_00001676"
             try:
-                found = parse_annotation(archive.read(f"awkward/{name}"), key="k", catalog=catalog)
-                outcomes[name.split("/")[1]] = len(found.boxes)
-            except AnnotationError:
-                outcomes[name.split("/")[1]] = -1
+                found, odd = read_annotation(archive.read(f"awkward/{name}"), key=key, catalog=catalog)
+                outcomes[name.split("/")[1]] = len(found.boxes), " ".join(oddity.rule for oddity in odd)
+            except AnnotationError as error:
+                outcomes[name.split("/")[1]] = error.what.partition(" (")[0]
 
     assert outcomes == {
-        "ILSVRC2012_val_00001849.xml": 20,
-        "bom_utf8.xml": 1,
-        "box_outside.xml": 1,
-        "crlf.xml": 1,
-        "empty.xml": -1,
-        "entity_bomb.xml": -1,
-        "missing_size.xml": 1,
-        "no_object.xml": 0,
-        "swapped_min_max.xml": 1,
-        "truncated.xml": -1,
-        "unknown_wnid.xml": -1,
-        "wrong_filename.xml": 1,
+        "ILSVRC2012_val_00001849.xml": (20, ""),
+        "bom_utf8.xml": (1, ""),
+        "box_outside.xml": (1, "boxes_outside"),
+        "crlf.xml": (1, ""),
+        "empty.xml": "not well-formed XML",
+        "entity_bomb.xml": "it declares a document type, which annotations have no need of",
+        "missing_size.xml": (1, ""),
+        "no_object.xml": (0, ""),
+        "swapped_min_max.xml": (1, "boxes_sorted"),
+        "truncated.xml": "not well-formed XML",
+        "unknown_wnid.xml": "no class is named 'n99999999'",
+        "wrong_filename.xml": (1, "other_filename"),
     }
 
 
-def test_real_annotations_give_the_boxes_their_listing_counts(real_data: Path) -> None:
-    catalog = parse_mapping((real_data / "LOC_synset_mapping.txt").read_bytes(), where="mapping")
-    boxes = {"train": 0, "val": 0}
-    files = {"train": 0, "val": 0}
-    with zipfile.ZipFile(real_data / "annotations-real.zip") as archive:
-        for name in archive.namelist():
-            for split in boxes:
-                if f"Annotations/CLS-LOC/{split}/" in name and name.endswith(".xml"):
-                    files[split] += 1
-                    boxes[split] += len(parse_annotation(archive.read(name), key="k", catalog=catalog).boxes)
+def test_real_annotations_and_lists_come_to_tables(real_data: Path, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "w")
+    fetch(workspace, real_data / "annotations-real.zip")
+    stats = annotations(workspace).stats
+    boxes = pd.read_csv(workspace.catalog / "boxes.csv")
+    val = pd.read_csv(workspace.catalog / "val.csv")
+    with zipfile.ZipFile(real_data / "ilsvrc-text.zip") as archive:
+        sizes = archive.read("val_image_sizes.txt").decode().split()
+        solution = parse_solution(archive.read("LOC_val_solution.csv"), where="solution")
 
-    assert (files["train"], boxes["train"], files["val"]) == (2600, 2960, 183)
+    assert stats.to_dict() == {"boxes": 3143, "files": 2783, "labels": 183}
+    assert len(boxes.query("split == 'train'")) == 2960
+    assert dict(zip(val["ImageId"], val["wnid"], strict=True)).items() <= solution.items()
+    # Here the size in the XML is that of the picture, as somebody else measured it.
+    seen = boxes.query("split == 'val'")
+    said = {f"val/{row.ImageId}.JPEG,{row.width},{row.height}" for row in seen.itertuples()}
+    assert len(said) == 183
+    assert said <= set(sizes)
+
+
+LABEL_LISTS = {
+    "caffe/val.txt": "caffe/val.txt",
+    "caffe/synsets.txt": "caffe/synsets.txt",
+    "kit/data/ILSVRC2012_validation_ground_truth.txt": "devkit/ILSVRC2012_validation_ground_truth.txt",
+    "kit/data/meta.mat": "devkit/meta.mat",
+    "LOC_val_solution.csv": "LOC_val_solution.csv",
+}
+SOMEBODY = "ILSVRC2012_val_00000236"
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ("", ""),
+        ("LOC_val_solution.csv", r"LOC_val_solution\.csv says n01440764 \(tench\), caffe/val\.txt says n01443537"),
+        ("caffe/val.txt", r"LOC_val_solution\.csv says n01443537 \(goldfish\), caffe/val\.txt says n01440764"),
+        (
+            "kit/data/ILSVRC2012_validation_ground_truth.txt",
+            r"says n01443537 .*, kit/data/ILSVRC2012_val.* says n01751748",
+        ),
+        (f"{SOMEBODY}.xml", r"its XML says n01440764 \(tench\), .* says n01443537 \(goldfish\)"),
+    ],
+)
+def test_four_real_sources_of_labels_agree_or_two_are_named(
+    real_data: Path, tmp_path: Path, changed: str, said: str
+) -> None:
+    with zipfile.ZipFile(real_data / "ilsvrc-text.zip") as archive:
+        files = {name: archive.read(place) for name, place in LABEL_LISTS.items()}
+        files["LOC_synset_mapping.txt"] = archive.read("LOC_synset_mapping.txt")
+    with zipfile.ZipFile(real_data / "annotations-real.zip") as archive:
+        files |= {name: archive.read(name) for name in archive.namelist() if "Annotations/CLS-LOC/val/" in name}
+    for name in files:
+        if changed and name.endswith(changed):
+            files[name] = files[name].replace(b"<name>n01443537<", b"<name>n01440764<")
+            files[name] = files[name].replace(f"{SOMEBODY},n01443537 ".encode(), f"{SOMEBODY},n01440764 ".encode())
+            files[name] = files[name].replace(f"{SOMEBODY}.JPEG 1\n".encode(), f"{SOMEBODY}.JPEG 0\n".encode())
+            if "ground_truth" in name:
+                lines = files[name].splitlines()
+                files[name] = b"\n".join([*lines[:235], b"490", *lines[236:]])
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    workspace = Workspace(tmp_path / "w")
+    fetch(workspace, tmp_path / "a.zip")
+    if not said:
+        assert annotations(workspace).stats["labels"] == 183
+        return
+    with pytest.raises(ContradictionError, match=f"two labels for {SOMEBODY}: .*{said}"):
+        annotations(workspace)
+
+
+def test_svhn_writes_voc_in_a_dialect_of_its_own(real_data: Path) -> None:
+    # Its digits are 1 to 9 and, for zero, 10.
+    digits = Catalog(Synset(str(digit), digit - 1, str(digit)) for digit in range(1, 11))
+    with zipfile.ZipFile(real_data / "annotations-real.zip") as archive:
+        found = [
+            read_annotation(archive.read(name), key=Path(name).stem, catalog=digits)
+            for name in archive.namelist()
+            if name.startswith("svhn-voc/train/") and name.endswith(".xml")
+        ]
+
+    assert (len(found), sum(len(annotation.boxes) for annotation, _ in found)) == (300, 649)
+    assert max(len(annotation.classes) for annotation, _ in found) == 4
+    odd = {annotation.key: [oddity.rule for oddity in odd] for annotation, odd in found if odd}
+    assert odd == {"127": ["boxes_outside"], "252": ["boxes_outside"]}
+    assert next(annotation for annotation, _ in found if annotation.key == "1") == Annotation(
+        "1", 741, 350, (BoundingBox("1", 246, 77, 327, 296), BoundingBox("9", 323, 81, 419, 300))
+    )
+
+
+def test_the_size_is_that_of_the_xml_even_where_the_picture_has_another(real_data: Path, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "w")
+    fetch(workspace, real_data / "ilsvrc-nano.zip")
+    annotations(workspace)
+    boxes = pd.read_csv(workspace.catalog / "boxes.csv")
+    pictures = pd.read_csv(real_data / "ilsvrc-nano.files.csv").query("width == 224 and height == 224")
+    squeezed = boxes[boxes["ImageId"].isin(pictures["path"].map(lambda path: Path(path).stem))]
+
+    assert len(squeezed)
+    assert not ((squeezed["width"] == 224) & (squeezed["height"] == 224)).any()
+    assert (squeezed["xmax"] <= squeezed["width"]).all()
+    assert (squeezed["ymax"] <= squeezed["height"]).all()

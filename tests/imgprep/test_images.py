@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
 import warnings
 import zipfile
 import zlib
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imgprep.errors import ImageError
-from imgprep.images import PreparedImage, prepare_image, shrink
+from imgprep.images import PreparedImage, prepare_image, quiet, shrink
 
 
 def picture(width: int = 60, height: int = 40, mode: str = "RGB") -> Image.Image:
@@ -203,3 +204,35 @@ def test_the_awkward_pictures_meet_their_expectations(real_data: Path) -> None:
 def test_a_picture_wider_than_a_jpeg_can_be_is_refused() -> None:
     with pytest.raises(ImageError, match="70000 x 10 pixels, more than a JPEG"):
         prepare(encode(Image.new("RGB", (70_000, 10)), "PNG"))
+
+
+def test_warnings_are_silenced_until_the_last_thread_leaves() -> None:
+    """Blocks of two threads that overlap: neither brings the filters back while the other is inside."""
+    before = list(warnings.filters)
+    entered, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with quiet:
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with quiet:
+        thread.start()
+        assert entered.wait(10)
+    try:
+        warnings.warn("an error in this suite, were it not silenced", stacklevel=1)
+    finally:
+        leave.set()
+        thread.join()
+
+    assert list(warnings.filters) == before
+    with pytest.raises(UserWarning, match="loud again"):
+        warnings.warn("loud again", stacklevel=1)
+
+
+def test_formats_that_are_no_pictures_are_refused_before_they_are_opened() -> None:
+    """Pillow would hand PostScript to another program."""
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n%%EOF\n"
+    with pytest.raises(ImageError, match="not a picture"):
+        prepare_image(eps, short_side=None, quality=90)

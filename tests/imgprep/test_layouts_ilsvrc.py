@@ -93,14 +93,39 @@ def test_the_solution_takes_the_first_class_of_shuffled_rows() -> None:
     assert parse_solution(text.encode(), where="x") == {"val_2": "n01440764", "val_1": "n01443537"}
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "a,b\n", "ImageId,PredictionString\nv,\n", "ImageId,PredictionString\nv,tench 1 2 3 4\n",
-     "ImageId,PredictionString\nv,n01440764 1\nv,n01440764 1\n"],
-)  # fmt: skip
-def test_a_broken_solution_is_named(text: str) -> None:
-    with pytest.raises(MemberError, match=r"LOC_val_solution\.csv"):
-        parse_solution(text.encode(), where="LOC_val_solution.csv")
+def test_a_colon_after_the_wnid_is_no_part_of_the_name() -> None:
+    catalog = parse_mapping(b"n01440764 : tench, Tinca tinca\nn01443537 : goldfish\n", where="x")
+
+    assert [synset.name for synset in catalog] == ["tench, Tinca tinca", "goldfish"]
+
+
+def test_names_may_have_any_letters_and_windows_line_ends() -> None:
+    catalog = parse_mapping("\ufeffn01440764 Schleie, \u9bc9 \r\n\r\nn01443537  gold fish\r\n".encode(), where="x")
+
+    assert [synset.name for synset in catalog] == ["Schleie, \u9bc9", "gold fish"]
+    assert catalog.resolve("gold_fish").wnid == "n01443537"
+
+
+LISTS = {
+    "LOC_val_solution.csv": b"ImageId,PredictionString\nILSVRC2012_val_00000001,n01440764 1 2 3 4 \n",
+    "caffe/val.txt": b"ILSVRC2012_val_00000001.JPEG 0\n",
+    "caffe/synsets.txt": b"n01440764\nn01443537\n",
+}
+
+
+def test_every_list_of_labels_is_found_but_no_line_counter(tmp_path: Path) -> None:
+    counters = {"ILSVRC/ImageSets/CLS-LOC/val.txt": b"ILSVRC2012_val_00000001 1\n"}
+    listing = scan(tmp_path, {TRAIN: b"", "LOC_synset_mapping.txt": MAPPING} | LISTS | counters)
+
+    assert [found.name for found in listing.label_lists] == ["LOC_val_solution.csv", "caffe/val.txt"]
+    assert all(found.labels == {"ILSVRC2012_val_00000001": "n01440764"} for found in listing.label_lists)
+    assert listing.ignored == []
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_broken_list_of_labels_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(MemberError, match=name):
+        scan(tmp_path, {TRAIN: b""} | LISTS | {name: b"broken\n"})
 
 
 def test_the_real_lists_parse(real_data: Path) -> None:

@@ -1,0 +1,125 @@
+"""A CSV of paths and labels: read from any container, and each thing wrong with it named with its line."""
+
+import contextlib
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgprep.errors import DamagedError, SourceError
+from imgprep.layouts import Listing, find_layout, get_layout
+from imgprep.layouts.path_list import PathListLayout
+from imgprep.sources import Member, open_source
+from imgprep.testing.containers import Container, write_source
+
+PICTURES = {"x/a 1.png": b"1", "x/b.jpg": b"22", "c.jpg": b"3"}
+
+
+def scan(folder: Path, text: str, *, more: dict[str, bytes] | None = None, container: Container = "zip") -> Listing:
+    files = {f"set/{name}": content for name, content in PICTURES.items()}
+    path = write_source(folder / "a", files | {"set/labels.csv": text.encode()} | (more or {}), container)
+    with open_source(path) as source:
+        layout = find_layout(source)
+        assert layout.name == "path-list"
+        return layout.scan(layout.mount(source))
+
+
+@pytest.mark.parametrize("container", get_args(Container))
+def test_rows_are_pictures(tmp_path: Path, container: Container) -> None:
+    header = "\ufefflabel,other,Filename,split"
+    lines = (header, "cat,9,x/a 1.png,train", "", '"big ""dog""",9,./x/b.jpg,Val', ",,c.jpg,test\r\n")
+    listing = scan(tmp_path, "\r\n".join(lines), container=container)
+
+    assert [(i.key, i.split, i.wnid, i.member.name, i.member.num_bytes) for i in listing.images] == [
+        ("x_a_1-c92b89aa9e364f96", "train", "cat", "set/x/a 1.png", 1),
+        ("x_b-9a3ec232cd162b0f", "val", 'big "dog"', "set/x/b.jpg", 2),
+        ("c", "test", "", "set/c.jpg", 1),
+    ]
+    assert [synset.wnid for synset in listing.catalog] == ['big "dog"', "cat"]
+    assert [dict(found.labels) for found in listing.label_lists] == [{listing.images[1].key: 'big "dog"'}]
+
+
+def test_imagenet_names_stay_and_what_is_not_listed_is_counted(tmp_path: Path) -> None:
+    more = {"set/y/n01440764_1.JPEG": b"", "other/z.png": b"", "words.txt": b"cat\tdomestic cat\n"}
+    listing = scan(tmp_path, "path,label\ny/n01440764_1.JPEG,cat\nc.jpg,dog\n", more=more)
+
+    assert [(image.key, image.split) for image in listing.images] == [("n01440764_1", "train"), ("c", "train")]
+    assert [synset.name for synset in listing.catalog] == ["domestic cat", "dog"]
+    assert sorted(listing.ignored) == ["other/z.png", "set/x/a 1.png", "set/x/b.jpg"]
+
+
+def test_paths_are_found_however_accents_are_written(tmp_path: Path) -> None:
+    listing = scan(tmp_path, "path,label\nmo\u0308we.jpg,a\n", more={"set/m\u00f6we.jpg": b""})
+
+    assert listing.images[0].member.name == "set/m\u00f6we.jpg"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1: expected the columns path"),
+        ("path;label\n", "line 1: expected the columns path"),
+        ("path,label,filename\n", "line 1: two columns path"),
+        ("path,label\n", "lists no picture"),
+        ("path,label\nx/no.png,cat\n", "line 2: there is no file 'x/no.png'"),
+        ("path,label\nc.jpg,cat\nx/b.jpg,cat\nc.jpg,dog\n", "line 4: set/c.jpg was on line 2"),
+        ("path,label\nc.jpg,\n", "line 2: the label of 'c.jpg' is empty"),
+        ("path,label\n,cat\n", "line 2: the path is empty"),
+        ("path,label\nc.jpg\n", "line 2: 1 fields, expected 2"),
+        ("path,label\n/c.jpg,cat\n", "line 2: the path '/c.jpg' is not one below"),
+        ("path,label\nx/../c.jpg,cat\n", "line 2: the path 'x/../c.jpg' is not one below"),
+        ("path,label\nx\\b.jpg,cat\n", "line 2: the path .* is not one below"),
+        ('path,label\nc.jpg,"a, b"\n', "line 2: c.jpg: the class 'a, b' has a comma"),
+        ("path,label,split\nc.jpg,cat,dev\n", "line 2: the split 'dev' is none of train, val"),
+        ('path,label\nc.jpg,"cat\n', "line 2: no CSV"),
+        (f"path,label\nc.jpg,{'x' * 200_000}\n", "line 2: no CSV"),
+    ],
+)
+def test_each_fault_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DamagedError, match=rf"^set/labels\.csv.*{message}"):
+        scan(tmp_path, text)
+
+
+def test_a_list_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DamagedError, match=r"set/labels\.csv is not UTF-8"):
+        scan(tmp_path, "", more={"set/labels.csv": b"path,label\n\xff,a\n"})
+
+
+def test_two_pictures_with_one_key_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"set/c\.jpg and set/c\.png"):
+        scan(tmp_path, "path,label\nc.jpg,a\nc.png,b\n", more={"set/c.png": b""})
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["labels.csv", "cat/1.jpg", "dog/1.jpg"], True),
+        (["train.csv", "images/1.jpg"], True),
+        (["train.csv", "1.jpg"], True),
+        (["notes.csv", "cat/1.jpg", "dog/1.jpg"], False),
+        (["noisy_imagenette.csv", "1.jpg"], False),
+        (["a.csv", "b.csv", "1.jpg"], False),
+        (["labels.csv"], False),
+        (["1.jpg"], False),
+    ],
+)
+def test_a_list_is_told_by_its_name_or_by_being_alone(names: list[str], expected: bool) -> None:
+    assert PathListLayout().matches([Member(name, 1) for name in names]) is expected
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [(["1.jpg"], "holds no CSV"), (["a.csv", "b.csv", "1.jpg"], "2 CSV files .*: a.csv, b.csv")]
+)
+def test_which_list_is_meant_must_be_clear(tmp_path: Path, names: list[str], message: str) -> None:
+    path = write_source(tmp_path / "a", dict.fromkeys(names, b""), "zip")
+    with open_source(path) as source, pytest.raises(SourceError, match=message):
+        get_layout("path-list").scan(source)
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_a_list_or_an_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    # Damage must not raise anything else.
+    with contextlib.suppress(DamagedError):
+        assert scan(tmp_path_factory.mktemp("list"), f"path,label\nc.jpg,cat\n{text}").images
