@@ -275,7 +275,9 @@ def _compose(
     """The table, and the number of crowded hashes."""
     import pandas as pd
 
-    train, val = (np.asarray(rows["split"] == split) for split in ("train", "val"))
+    train = np.asarray(rows["split"] == "train")
+    # What is held out of training: a test split with classes becomes shards as well.
+    val = ~train
     digests = [one.digest or b"" for one in seen]
     copies = _among(
         np.array([bool(digest) for digest in digests], bool),

@@ -56,7 +56,7 @@ ODD_CODES: Final = {
 """Codes about one picture and what they mean, the most serious first."""
 
 PAIR_CODES: Final = {
-    "leak": "a train picture that is the same as, or looks like, a val picture",
+    "leak": "a train picture that is the same as, or looks like, a val or test picture",
     "duplicate": "byte for byte an earlier train picture",
     "near-duplicate": "looks like an earlier train picture",
 }

@@ -152,6 +152,16 @@ def read_receipt(folder: Path, stage: str) -> dict[str, Any]:
     return {part: document[part] for part in _PARTS}
 
 
+def was_made_of(folder: Path, stage: str, inputs: Mapping[str, str]) -> bool:
+    """Whether the outputs of a stage are there, to the byte, and were made of these inputs, among others."""
+    try:
+        found = read_receipt(folder, stage)
+    except (MissingInputError, DamagedError):
+        return False
+    same = all(found["inputs"].get(name) == digest for name, digest in inputs.items())
+    return same and _outputs_are_there(folder, found["outputs"], check_bytes=True)
+
+
 def _outputs_are_there(folder: Path, outputs: dict[str, Any], *, check_bytes: bool) -> bool:
     for name, output in outputs.items():
         file = folder / name

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from imgprep.errors import ContradictionError, DamagedError, LockedError, MissingInputError, SpecError, UsageError
 from imgprep.files import sha256_file, staged_folder
-from imgprep.receipts import Action, Receipt, read_receipt
+from imgprep.receipts import Action, Receipt, read_receipt, was_made_of
 from imgprep.records import SPLITS, Catalog, Synset
 from imgprep.selection import (
     SELECTION_VERSION,
@@ -345,6 +345,7 @@ def _plan(workspace: Workspace, spec: SubsetSpec | CombineSpec) -> _Job:
 
 def _plan_choice(workspace: Workspace, spec: SubsetSpec) -> _Job:
     parent, pin = split_pin(spec.parent) if spec.parent is not None else (None, "")
+    _check_division(workspace, spec, parent)
     pictures, catalog, inputs = open_manifest(workspace, parent)
     cited = _cite(parent, pictures.digest(), pin) if parent is not None else None
     without: set[str] = set()
@@ -358,7 +359,7 @@ def _plan_choice(workspace: Workspace, spec: SubsetSpec) -> _Job:
         exclude.append(name)
         excluded.append(_cite(name, other.digest(), pin))
     if spec.drop:
-        dropped, inputs["doctor"] = _read_dropped(workspace, pictures, spec.drop)
+        dropped, inputs["doctor"] = _read_dropped(workspace, pictures, spec.drop, without)
         without |= dropped
     spec = replace(spec, parent=parent, exclude=tuple(exclude))
     return _Job(
@@ -367,6 +368,22 @@ def _plan_choice(workspace: Workspace, spec: SubsetSpec) -> _Job:
         inputs=inputs,
         choose=lambda: select(pictures, catalog, spec, without=without),
     )
+
+
+def _check_division(workspace: Workspace, spec: SubsetSpec, parent: str | None) -> None:
+    """Refuse to divide by the very ranks that a subset was divided by: all would fall into one part.
+
+    Raises:
+        UsageError: The subset to choose from, or one it comes from, was divided with the same seed.
+    """
+    while parent is not None and spec.shares:
+        options = read_receipt(workspace.subset(parent), "subset")["options"]
+        if options.get("seed") == spec.seed and (options.get("split") or options.get("folds")):
+            raise UsageError(
+                f"the subset {parent} was divided with seed {spec.seed}, and the same ranks would not divide it again",
+                "take another --seed",
+            )
+        parent = options.get("from")
 
 
 def _plan_combination(workspace: Workspace, spec: CombineSpec) -> _Job:
@@ -405,29 +422,41 @@ def _cite(name: str, digest: str, pin: str) -> str:
     return f"{name}#{digest}"
 
 
-def _read_dropped(workspace: Workspace, pictures: Pictures, drop: Sequence[str]) -> tuple[set[str], str]:
+def _read_dropped(
+    workspace: Workspace, pictures: Pictures, drop: Sequence[str], without: Collection[str]
+) -> tuple[set[str], str]:
     """The keys that are dropped for what ``imgprep doctor`` found, and the hash of its table.
 
+    One of a pair is dropped only where the other one is here: among ``pictures`` and not among ``without``.
+
     Raises:
-        MissingInputError: It has not looked at all of these pictures.
+        MissingInputError: It has not run, or not looked at all of these pictures as they are now.
         DamagedError: The table is damaged.
     """
-    from imgprep.findings import DOCTOR_FILE, codes_of, drop_word, read_doctor
+    from imgprep.findings import DOCTOR_FILE, PAIR_CODES, codes_of, drop_word, read_doctor
 
     path = workspace.catalog / DOCTOR_FILE
     table = read_doctor(path)
+    now = {
+        "source": read_source_record(workspace).listing_sha256,
+        "manifest": sha256_file(workspace.catalog / "manifest.csv"),
+    }
+    if not was_made_of(workspace.catalog, "doctor", now):
+        raise MissingInputError(f"{path} is not about the source and catalog of now", "run `imgprep doctor` again")
     seen = set(table["key"])
-    unseen = [key for piece in pictures.rows() for key in piece["key"].tolist() if key not in seen]
+    here = {key for piece in pictures.rows() for key in piece["key"].tolist()}
+    unseen = sorted(here - seen)
     if unseen:
         raise MissingInputError(
             f"`imgprep doctor` has not seen {len(unseen):,} of the pictures, such as {unseen[0]}",
             "run `imgprep doctor` again",
         )
+    here.difference_update(without)
     found = table[table["findings"] != ""]
     keys = {
         key
-        for key, codes in zip(found["key"], found["findings"], strict=True)
-        if any(drop_word(code) in drop for code in codes_of(codes))
+        for key, codes, twin in zip(found["key"], found["findings"], found["twin"], strict=True)
+        if any(drop_word(code) in drop and (code not in PAIR_CODES or twin in here) for code in codes_of(codes))
     }
     return keys, sha256_file(path)
 

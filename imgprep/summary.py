@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import numpy as np
 
 from imgprep.errors import DamagedError, MissingInputError, SpecError
+from imgprep.files import sha256_file
 from imgprep.findings import COLUMNS as DOCTOR_COLUMNS
 from imgprep.findings import DOCTOR_FILE, codes_of
 from imgprep.layouts import open_dataset
+from imgprep.receipts import was_made_of
 from imgprep.records import SPLITS, Catalog, Synset
 from imgprep.selection import rank
+from imgprep.sources.adopted import read_source_record
 from imgprep.stats import SILENT, Progress
 from imgprep.tables import BOXES_COLUMNS, read_catalog, read_labelled, read_pieces
 from imgprep.workspace import Workspace
@@ -212,7 +215,13 @@ def summarise(workspace: Workspace, spec: SummarySpec, *, progress: Progress = S
     for piece in read_labelled(folder, made_by=made_by):
         tally.add(piece)
     pictures = np.sort(np.concatenate(tally.hashes))
-    sized, findings = _from_doctor(workspace.catalog / DOCTOR_FILE, pictures)
+    # A table of another source or catalog says nothing of these pictures.
+    now = {
+        "source": read_source_record(workspace).listing_sha256,
+        "manifest": sha256_file(workspace.catalog / "manifest.csv"),
+    }
+    looked = was_made_of(workspace.catalog, "doctor", now)
+    sized, findings = _from_doctor(workspace.catalog / DOCTOR_FILE, pictures) if looked else (None, None)
     boxed, boxes = _from_boxes(workspace.catalog / BOXES_FILE, pictures)
     known = {sizes.basis: sizes for sizes in (sized, boxed) if sizes and len(sizes.width)}
     basis = spec.sizes or next(iter(known), "sample")
@@ -307,10 +316,8 @@ def _numbers(column: pd.Series[Any]) -> Numbers:
     return column.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def _from_doctor(path: Path, pictures: Hashes) -> tuple[Sizes | None, dict[str, int] | None]:
+def _from_doctor(path: Path, pictures: Hashes) -> tuple[Sizes, dict[str, int]]:
     """Sizes and findings of the pictures in ``doctor.csv``."""
-    if not path.is_file():
-        return None, None
     widths, heights, findings = [], [], Counter[str]()
     for piece in read_pieces(path, DOCTOR_COLUMNS, made_by="imgprep doctor"):
         kept = piece[_are_in(piece["key"], pictures)]

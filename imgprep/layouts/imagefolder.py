@@ -25,10 +25,12 @@ from imgprep.sources import Member, Source
 
 SPLIT_FOLDERS: Final[Mapping[str, Split]] = {
     "train": "train",
+    "training": "train",
     "val": "val",
     "valid": "val",
     "validation": "val",
     "test": "test",
+    "testing": "test",
 }
 """Names of folders, in any case, that say which split lies below."""
 
@@ -115,6 +117,7 @@ def _find_tree(members: Sequence[Member], source: Source) -> tuple[str, bool]:
         SourceError: There is no picture in a folder, or the folders are not in one place.
     """
     folders = _class_folders(members)
+    _check_held_out(folders, source)
     prefixes: Counter[str] = Counter()
     for place, number in folders.items():
         prefixes[place.prefix] += number
@@ -126,6 +129,22 @@ def _find_tree(members: Sequence[Member], source: Source) -> tuple[str, bool]:
             f"{source.path} holds class folders in {len(prefixes)} places: {listed}", "adopt one of these folders"
         )
     return next(iter(prefixes)), any(place.split is not None for place in folders)
+
+
+def _check_held_out(folders: Counter[_Place], source: Source) -> None:
+    """Refuse to take held-out pictures for a class of their own.
+
+    Raises:
+        SourceError: Pictures lie right in a folder for validation or test, beside class folders.
+    """
+    if any(place.split is not None for place in folders):
+        return
+    flat = sorted({place.folder for place in folders if SPLIT_FOLDERS.get(place.folder.casefold(), "train") != "train"})
+    if flat:
+        raise SourceError(
+            f"{source.path} has pictures right in {', '.join(flat)}, which is no class, beside class folders",
+            "move them out, or sort them into class folders below it",
+        )
 
 
 def _image(member: Member, prefix: str, *, split_folders: bool, source: Source) -> ImageMember | None:

@@ -16,6 +16,8 @@ from imgprep.sources import Member, Source
 
 _TRAIN: Final = re.compile(r"(|.*/)train/(n\d{8})/images/([^/]+)\.JPEG")
 _FLAT: Final = re.compile(r"(|.*/)(val|test)/images/([^/]+)\.JPEG")
+_SORTED: Final = re.compile(r"(|.*/)val/(n\d{8})/(?:images/)?([^/]+)\.JPEG")
+"""Validation pictures that someone sorted into class folders, as many loaders want them."""
 _LIST: Final = re.compile(r"(|.*/)(wnids\.txt|words\.txt|val/val_annotations\.txt|train/(n\d{8})/\3_boxes\.txt)")
 _SIDE: Final = 64
 """Pixels of every picture on either side."""
@@ -65,13 +67,14 @@ class TinyImagenetLayout:
         listed = tree.lists.get("val/val_annotations.txt")
         val = [] if listed is None else list(_boxes(read_text(source, listed), listed.name, wnids))
         boxes += (("val", box) for box, _ in val)
+        lists = [] if listed is None else [LabelList(name=listed.name, labels={box.key: wnid for box, wnid in val})]
+        folders = {image.key: image.wnid for image in tree.images if image.split == "val" and image.wnid}
+        lists += [LabelList(name=f"{prefix}val", labels=folders)] if folders else []
         return Listing(
             catalog=make_catalog(wnids, {} if words is None else parse_names(read_text(source, words), wnids)),
             images=tree.images,
             annotations=(),
-            label_lists=()
-            if listed is None
-            else [LabelList(name=listed.name, labels={box.key: wnid for box, wnid in val})],
+            label_lists=tuple(lists),
             boxes=boxes,
             ignored=ignored,
         )
@@ -109,6 +112,8 @@ def _image(member: Member) -> tuple[str, ImageMember] | None:
     if (match := _FLAT.fullmatch(member.name)) and is_key(match[3]):
         split: Split = "val" if match[2] == "val" else "test"
         return match[1], ImageMember(match[3], split, member)
+    if (match := _SORTED.fullmatch(member.name)) and is_key(match[3]):
+        return match[1], ImageMember(match[3], "val", member, match[2])
     return None
 
 

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from imgprep.cli.look import grid, stats
+from imgprep.doctor import DoctorSpec, plan_doctor
 from imgprep.errors import MissingInputError, UnknownClassError
 from imgprep.fetch import fetch
 from imgprep.findings import COLUMNS
@@ -74,6 +75,7 @@ def test_stats_of_a_sample_and_of_findings(sharded: Workspace, run: Run) -> None
     key = (sharded.catalog / "manifest.csv").read_text().splitlines()[1].partition(",")[0]
     cells = ["20" if name in ("width", "height") else "cmyk leak" if name == "findings" else "" for name in COLUMNS]
     (sharded.catalog / "doctor.csv").write_text(f"{header}\n{','.join([key, *cells[1:]])}\n")
+    plan_doctor(sharded, DoctorSpec())[1].write(sharded.catalog, ["doctor.csv"], {})
 
     from_doctor = run("stats").stdout
     sampled = run("stats", "--sizes", "sample", "--sample", "9").stdout

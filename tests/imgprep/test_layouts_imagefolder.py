@@ -220,3 +220,16 @@ def test_caltech_goes_from_its_zip_to_shards(real_data: Path, tmp_path: Path) ->
 
     assert result.stats["train"] == 30
     assert len(read_index(job.folder).classes) == 3
+
+
+@pytest.mark.parametrize("held_out", ["test", "val", "Validation"])
+def test_held_out_pictures_are_no_class(tmp_path: Path, held_out: str) -> None:
+    with pytest.raises(SourceError, match=f"right in {held_out}, which is no class"):
+        scan(tmp_path, {"cat/1.jpg": b"", "dog/1.jpg": b"", f"{held_out}/1.jpg": b""})
+
+
+def test_training_and_validation_are_splits(tmp_path: Path) -> None:
+    names = [f"{split}/{wnid}/1.jpg" for split in ("training", "validation") for wnid in ("cat", "dog")]
+    listing = scan(tmp_path, dict.fromkeys(names, b""))
+
+    assert [image.split for image in listing.images] == ["train", "train", "val", "val"]

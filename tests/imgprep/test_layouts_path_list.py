@@ -72,7 +72,7 @@ def test_paths_are_found_however_accents_are_written(tmp_path: Path) -> None:
         ("path,label\nx/../c.jpg,cat\n", "line 2: the path 'x/../c.jpg' is not one below"),
         ("path,label\nx\\b.jpg,cat\n", "line 2: the path .* is not one below"),
         ('path,label\nc.jpg,"a, b"\n', "line 2: c.jpg: the class 'a, b' has a comma"),
-        ("path,label,split\nc.jpg,cat,dev\n", "line 2: the split 'dev' is none of train, val"),
+        ("path,label,split\nc.jpg,cat,dev\n", "line 2: the split 'dev' is none of train, training, val"),
         ('path,label\nc.jpg,"cat\n', "line 2: no CSV"),
         (f"path,label\nc.jpg,{'x' * 200_000}\n", "line 2: no CSV"),
     ],

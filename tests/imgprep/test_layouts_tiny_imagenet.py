@@ -173,3 +173,17 @@ def test_the_real_one_goes_from_its_zip_to_shards(real_data: Path, tmp_path: Pat
     assert listing.catalog[0].name == "tabby, tabby cat"
     lines = (workspace.catalog / "boxes.csv").read_text().splitlines()
     assert len(lines) == 1 + len(boxes)
+
+
+@pytest.mark.parametrize("folder", ["images/", ""])
+def test_validation_pictures_sorted_into_class_folders_keep_their_class(tmp_path: Path, folder: str) -> None:
+    val = {name: content for name, content in TREE.items() if "val/images/" in name}
+    tree = {name: content for name, content in TREE.items() if name not in val and "val_annotations" not in name}
+    for name, content in val.items():
+        before, after = name.split("val/images/")
+        tree[f"{before}val/n00000002/{folder}{after}"] = content
+    listing = scan(tmp_path, tree)
+
+    keys = {image.key for image in listing.images if image.split == "val"}
+    assert keys
+    assert [dict(found.labels) for found in listing.label_lists] == [dict.fromkeys(keys, "n00000002")]

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from imgprep.annotations import annotations
 from imgprep.catalog import catalog
+from imgprep.doctor import DoctorSpec, plan_doctor
 from imgprep.errors import (
     ContradictionError,
     DamagedError,
@@ -460,19 +461,26 @@ def test_pictures_left_out_are_made_up_for(gone: set[int], per_class: int, seed:
     assert selection.left_out == len(without)
 
 
-def write_doctor(workspace: Workspace, findings: dict[str, str]) -> None:
+def write_doctor(workspace: Workspace, findings: dict[str, str], *, twin: str = "") -> None:
     """A table of the doctor for all pictures of a catalog."""
     manifest = read_manifest(workspace.catalog / "manifest.csv", made_by="x")
     table = pd.DataFrame({name: manifest.get(name, "") for name in COLUMNS})
     table["findings"] = [findings.get(key, "") for key in table["key"]]
+    table["twin"] = [twin if codes else "" for codes in table["findings"]]
     write_table(workspace.catalog / DOCTOR_FILE, table)
+    sign_doctor(workspace)
+
+
+def sign_doctor(workspace: Workspace) -> None:
+    """Say that the table is about the source and the catalog as they are."""
+    plan_doctor(workspace, DoctorSpec())[1].write(workspace.catalog, [DOCTOR_FILE], {})
 
 
 def test_what_the_doctor_found_is_dropped(cataloged: Workspace) -> None:
     findings = ("rotated", "duplicate", "cmyk near-duplicate", "leak")
     manifest = read_manifest(cataloged.catalog / "manifest.csv", made_by="x")
     train = manifest[(manifest["split"] == "train") & (manifest["wnid"] == "n90000001")]["key"].tolist()
-    write_doctor(cataloged, dict(zip(train, findings, strict=False)))
+    write_doctor(cataloged, dict(zip(train, findings, strict=False)), twin=train[-1])
 
     left = {}
     for drop in (("odd",), ("duplicates",), ("leaks",), ("odd", "duplicates", "leaks")):
@@ -490,6 +498,7 @@ def test_the_doctor_must_have_seen_everything(cataloged: Workspace) -> None:
     write_doctor(cataloged, {})
     table = read_table(cataloged.catalog / DOCTOR_FILE, COLUMNS, made_by="x")
     write_table(cataloged.catalog / DOCTOR_FILE, table.iloc[2:])
+    sign_doctor(cataloged)
     with pytest.raises(MissingInputError, match="has not seen 2 of the pictures, such as n9"):
         plan_subset(cataloged, spec)
 
@@ -832,8 +841,8 @@ def test_a_line_of_another_choice_is_refused(cataloged: Workspace) -> None:
 def test_a_test_split_stays_when_it_is_chosen_from(cataloged: Workspace) -> None:
     outer = subset(cataloged, SubsetSpec(classes=3, split=(1, 1, 2)), name="outer")
     inner = plan_subset(cataloged, SubsetSpec(parent="outer", classes=2, per_class=2))
-    folds = plan_subset(cataloged, SubsetSpec(parent="outer", folds=2, fold=0))
-    again = plan_subset(cataloged, SubsetSpec(parent="outer", split=(1, 1, 1)))
+    folds = plan_subset(cataloged, SubsetSpec(parent="outer", folds=2, fold=0, seed=1))
+    again = plan_subset(cataloged, SubsetSpec(parent="outer", split=(1, 1, 1), seed=1))
 
     assert outer.selection is not None
     assert keys(inner, "test") < keys(outer.selection, "test")
@@ -1000,3 +1009,41 @@ def test_a_manifest_that_changes_between_its_readings_is_said() -> None:
     pictures = Pictures([MANIFEST], lambda: [MANIFEST.iloc[1:]])
     with pytest.raises(LockedError, match="changed the manifest while it was read"):
         select(pictures, CLASSES, SubsetSpec())
+
+
+def test_findings_of_another_source_or_catalog_are_not_believed(cataloged: Workspace) -> None:
+    write_doctor(cataloged, {})
+    spec = SubsetSpec(classes=2, per_class=2, drop=("odd",))
+    plan_subset(cataloged, spec)
+    with (cataloged.catalog / DOCTOR_FILE).open("ab") as file:
+        file.write(b"\n")
+    with pytest.raises(MissingInputError, match="not about the source and catalog of now"):
+        plan_subset(cataloged, spec)
+
+
+@pytest.mark.parametrize("division", [{"split": (80, 20)}, {"folds": 3, "fold": 0}])
+def test_what_was_divided_is_not_divided_again_by_the_same_ranks(
+    cataloged: Workspace, division: dict[str, Any]
+) -> None:
+    subset(cataloged, SubsetSpec(classes=3, split=(80, 20)), name="outer")
+    subset(cataloged, SubsetSpec(parent="outer", per_class=5), name="inner")
+
+    for parent in ("outer", "inner"):
+        with pytest.raises(UsageError, match="the subset outer was divided with seed 0"):
+            plan_subset(cataloged, SubsetSpec(parent=parent, **division))
+        plan_subset(cataloged, SubsetSpec(parent=parent, seed=1, **division))
+
+
+def test_one_of_a_pair_stays_where_the_other_is_not(cataloged: Workspace, tmp_path: Path) -> None:
+    manifest = read_manifest(cataloged.catalog / "manifest.csv", made_by="x")
+    first, second, *_ = manifest[(manifest["split"] == "train") & (manifest["wnid"] == "n90000001")]["key"]
+    write_doctor(cataloged, {second: "duplicate"}, twin=first)
+    both = plan_subset(cataloged, SubsetSpec(classes=("disc",), drop=("duplicates",)))
+    only = tmp_path / "only.csv"
+    write_table(only, manifest[manifest["key"] == first])
+    rest = plan_subset(cataloged, SubsetSpec(classes=("disc",), drop=("duplicates",), exclude=(str(only),)))
+
+    assert first in keys(both)
+    assert second not in keys(both)
+    assert first not in keys(rest)
+    assert second in keys(rest)

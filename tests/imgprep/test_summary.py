@@ -14,6 +14,7 @@ from PIL import Image
 from imgprep import summary as module
 from imgprep.annotations import annotations
 from imgprep.catalog import catalog
+from imgprep.doctor import DoctorSpec, plan_doctor
 from imgprep.errors import DamagedError, MissingInputError, SpecError
 from imgprep.findings import COLUMNS
 from imgprep.selection import rank
@@ -42,6 +43,7 @@ def write_doctor(workspace: Workspace, sizes: dict[str, tuple[int | None, int | 
         for key, (width, height) in sizes.items()
     ]
     pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(workspace.catalog / "doctor.csv", index=False)
+    plan_doctor(workspace, DoctorSpec())[1].write(workspace.catalog, ["doctor.csv"], {})
 
 
 def test_pictures_of_classes_and_splits(listed: Workspace, toy: tuple[Path, ToyListing], toy_spec: ToySpec) -> None:
@@ -182,3 +184,13 @@ def test_a_header_tells_the_size_without_the_pixels() -> None:
 
     assert size_in_header(stream.getvalue()) == (31, 17)
     assert size_in_header(stream.getvalue()[:-8]) == (31, 17)
+
+
+def test_findings_of_another_catalog_are_not_told(listed: Workspace) -> None:
+    key = manifest(listed.catalog)["key"][0]
+    write_doctor(listed, {key: (20, 20)}, "cmyk")
+    assert summarise(listed, SummarySpec()).findings == {"cmyk": 1}
+    with (listed.catalog / "doctor.csv").open("a") as file:
+        file.write("\n")
+
+    assert summarise(listed, SummarySpec()).findings is None
