@@ -105,10 +105,10 @@ class DecoderProcess:
     def close(self) -> None:
         """End the process."""
         self._running.kill()
-        for pipe in (self._running.stdin, self._running.stdout):
+        for pipe in filter(None, (self._running.stdin, self._running.stdout)):
             # What is still in the buffer cannot be sent any more.
             with contextlib.suppress(OSError):
-                pipe.close()  # type: ignore[union-attr]
+                pipe.close()
         self._running.wait()
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from imgprep.cli.options import Classes, json_option, print_result, size_text, workspace_option
+from imgprep.cli.options import CLASSES, json_option, print_result, size_text, workspace_option
 
 if TYPE_CHECKING:
     from imgprep.grid import GridResult
@@ -185,7 +185,7 @@ def _aligned(table: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> l
 @_subset_option
 @click.option(
     "--classes",
-    type=Classes(),
+    type=CLASSES,
     default="20",
     show_default=True,
     help="How many classes, or which: wnids or names between commas; or all.",

@@ -77,68 +77,65 @@ class CountOrAll(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # ge
         return number
 
 
-class _Parsed(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic only from click 8.4 on
-    """A value that a function of :mod:`imgprep.presets` or :mod:`imgprep.selection` reads."""
+class Parsed(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic only from click 8.4 on
+    """A value that a function reads.
 
-    def parse(self, text: str) -> Any:
-        """Turn the text into the value; raises SpecError."""
-        raise NotImplementedError
+    Args:
+        name: What the help shows in its place.
+        parse: Turns the text into the value; raises SpecError.
+    """
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Turn the text into the value."""
         from imgprep.errors import SpecError
 
         try:
-            return self.parse(value) if isinstance(value, str) else value
+            return self._parse(value) if isinstance(value, str) else value
         except SpecError as error:
             self.fail(f"{error}.", param, ctx)
 
 
-class Classes(_Parsed):
-    """A number of classes, names between commas, or ``@FILE`` with one name a line; ``all`` becomes None."""
+def _parse_classes(text: str) -> int | tuple[str, ...] | None:
+    from imgprep.errors import SpecError
+    from imgprep.presets import parse_class_list
+    from imgprep.selection import parse_classes
 
-    name = "N|NAME,...|@FILE"
-
-    def parse(self, text: str) -> int | tuple[str, ...] | None:
-        """Turn the text into a number or a tuple of names."""
-        from imgprep.errors import SpecError
-        from imgprep.presets import parse_class_list
-        from imgprep.selection import parse_classes
-
-        if text.startswith("@"):
-            return parse_class_list(_read_list(text[1:]))
-        classes = parse_classes(text)
-        if isinstance(classes, int) and classes < 1:
-            raise SpecError(f"{classes} is less than 1")
-        return classes
+    if text.startswith("@"):
+        return parse_class_list(_read_list(text[1:]))
+    classes = parse_classes(text)
+    if isinstance(classes, int) and classes < 1:
+        raise SpecError(f"{classes} is less than 1")
+    return classes
 
 
-class SuperclassFile(_Parsed):
-    """A file with ``label: class, class, ...`` a line."""
+def _read_superclasses(path: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    from imgprep.errors import SpecError
+    from imgprep.presets import parse_superclasses
 
-    name = "FILE"
-
-    def parse(self, text: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """Read the file."""
-        from imgprep.errors import SpecError
-        from imgprep.presets import parse_superclasses
-
-        try:
-            return parse_superclasses(_read_list(text))
-        except SpecError as error:
-            raise SpecError(f"{text}: {error.what}", error.advice) from None
+    try:
+        return parse_superclasses(_read_list(path))
+    except SpecError as error:
+        raise SpecError(f"{path}: {error.what}", error.advice) from None
 
 
-class Shares(_Parsed):
-    """Shares between slashes: ``70/20/10``."""
+def _parse_shares(text: str) -> tuple[int, ...]:
+    from imgprep.selection import parse_shares
 
-    name = "A/B[/C]"
+    return parse_shares(text)
 
-    def parse(self, text: str) -> tuple[int, ...]:
-        """Turn the text into numbers."""
-        from imgprep.selection import parse_shares
 
-        return parse_shares(text)
+CLASSES: Final = Parsed("N|NAME,...|@FILE", _parse_classes)
+"""A number of classes, names between commas, or ``@FILE`` with one name a line; ``all`` becomes None."""
+
+SUPERCLASSES: Final = Parsed("FILE", _read_superclasses)
+"""A file with ``label: class, class, ...`` a line."""
+
+SHARES: Final = Parsed("A/B[/C]", _parse_shares)
+"""Shares between slashes: ``70/20/10``."""
 
 
 def _read_list(path: str) -> str:
@@ -179,7 +176,7 @@ def selection_options(function: F) -> F:
     options = (
         click.option(
             "--classes",
-            type=Classes(),
+            type=CLASSES,
             default="all",
             show_default=True,
             help="How many classes, or which: wnids or names between commas, or one a line of a file.",

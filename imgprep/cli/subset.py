@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeGuard
 import click
 
 from imgprep.cli.options import (
-    Shares,
-    SuperclassFile,
+    SHARES,
+    SUPERCLASSES,
     dry_run_option,
     json_option,
     overwrite_option,
@@ -38,11 +38,11 @@ _SHOWN_NAMES: Final = 12
 @selection_options
 @click.option(
     "--superclasses",
-    type=SuperclassFile(),
+    type=SUPERCLASSES,
     help="A file that makes several classes one: `label: class, class, ...` a line.",
 )
 @click.option(
-    "--split", type=Shares(), help="Divide the training images into train and val, or train, val and test, by shares."
+    "--split", type=SHARES, help="Divide the training images into train and val, or train, val and test, by shares."
 )
 @click.option(
     "--folds", type=click.IntRange(2, 100), help="Divide them into so many folds: as many subsets, NAME-foldI."

@@ -152,4 +152,5 @@ def _digits(variable: Variable, number: int, name: str) -> Sequence[int]:
         raise SourceError(
             f"{name}: y must be {number:,} labels from 1 to 10, one a picture; its shape is {variable.shape}"
         )
-    return (labels.astype(np.int64) % 10).tolist()  # type: ignore[no-any-return]
+    digits: list[int] = (labels.astype(np.int64) % 10).tolist()
+    return digits
