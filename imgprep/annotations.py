@@ -16,7 +16,7 @@ from imgprep.layouts import AnnotationMember, LabelList, Listing, open_dataset
 from imgprep.receipts import Action, Receipt, read_receipt
 from imgprep.records import SPLITS, Annotation, Catalog, Rejected, Split
 from imgprep.sources import Source
-from imgprep.sources.adopted import read_source_record
+from imgprep.sources.adopted import check_adopted, read_source_record
 from imgprep.stats import SILENT, Progress, Stats
 from imgprep.tables import BOXES_COLUMNS, VAL_COLUMNS, write_rejected, write_table
 from imgprep.voc import MAX_XML_BYTES, Oddity, read_annotation, straighten, val_label
@@ -69,7 +69,7 @@ def plan_annotations(workspace: Workspace) -> tuple[Action, Receipt]:
     record = read_source_record(workspace)
     receipt = Receipt(
         stage="annotations",
-        inputs={"source": record.listing_sha256},
+        inputs={"source": record.fingerprint},
         options={"layout": record.layout, "rules": _RULES},
     )
     return receipt.decide(workspace.catalog, overwrite=True), receipt
@@ -97,6 +97,7 @@ def annotations(
     action, receipt = plan_annotations(workspace)
     # A run that was allowed more rejects does not answer a stricter request.
     if action == "skip" and _rejected_before(workspace) <= spec.max_rejects:
+        check_adopted(workspace)
         return AnnotationsResult(action=action, stats=Stats())
     action = "run"
     source, layout = open_dataset(workspace)

@@ -22,7 +22,7 @@ from imgprep.layouts.survey import Members, Survey, stem, survey
 from imgprep.receipts import Action, Receipt
 from imgprep.records import SPLITS, UNLABELLED, Catalog, Split, Synset
 from imgprep.sources import Source
-from imgprep.sources.adopted import read_source_record
+from imgprep.sources.adopted import check_adopted, read_source_record
 from imgprep.sources.zip import ZipSource
 from imgprep.sources.zip_directory import ZipDirectory
 from imgprep.stats import Stats
@@ -51,10 +51,14 @@ def plan_catalog(workspace: Workspace) -> tuple[Action, Receipt]:
 
     Raises:
         MissingInputError: No source was adopted.
+        SourceError: It changed since it was adopted.
     """
     record = read_source_record(workspace)
-    receipt = Receipt(stage="catalog", inputs={"source": record.listing_sha256}, options={"layout": record.layout})
-    return receipt.decide(workspace.catalog, overwrite=True), receipt
+    receipt = Receipt(stage="catalog", inputs={"source": record.fingerprint}, options={"layout": record.layout})
+    action = receipt.decide(workspace.catalog, overwrite=True)
+    if action == "skip":
+        check_adopted(workspace)
+    return action, receipt
 
 
 def catalog(workspace: Workspace) -> CatalogResult:
@@ -101,7 +105,7 @@ def _take_from_listing(listing: Listing) -> _Inventory:
     for image in listing.images:
         label = listing.catalog.by_wnid(image.wnid).index if image.wnid else UNLABELLED
         groups.setdefault((SPLITS.index(image.split), label), []).append(image)
-    stats = Stats({"classes": len(listing.catalog), "ignored": len(listing.ignored)})
+    stats = Stats({"classes": len(listing.catalog), "ignored": len(listing.ignored), "path_keys": listing.path_keys})
     for (split, _), images in groups.items():
         stats.count(SPLITS[split], len(images))
     return _Inventory(catalog=listing.catalog, stats=stats, rows=_listed_rows(groups))

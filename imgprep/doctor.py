@@ -19,12 +19,13 @@ from imgprep.diagnosis import DIAGNOSIS_VERSION, MAX_PIXEL_LIMIT, Diagnosis
 from imgprep.errors import DamagedError, MemberError, MissingInputError, SpecError
 from imgprep.executors import Executor, SerialExecutor, Tick
 from imgprep.files import sha256_file, write_bytes
-from imgprep.findings import CODES, COLUMNS, DOCTOR_FILE, PAIR_CODES, codes_of, is_odd, read_doctor
+from imgprep.findings import CODES, COLUMNS, DOCTOR_FILE, PAIR_CODES, codes_of, is_odd, other_column, read_doctor
 from imgprep.images import MAX_PIXELS
 from imgprep.layouts import open_dataset
 from imgprep.receipts import Action, Receipt, read_receipt
+from imgprep.records import SPLITS
 from imgprep.sources import Source
-from imgprep.sources.adopted import read_source_record
+from imgprep.sources.adopted import check_adopted, read_source_record
 from imgprep.stats import SILENT, Progress, Stats
 from imgprep.tables import BOXES_COLUMNS, read_labelled, read_pieces, write_table
 from imgprep.twins import MAX_DISTANCE, NONE, Twins, find_copies, find_twins
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-DOCTOR_VERSION: Final = 1
+DOCTOR_VERSION: Final = 2
 """Raised when the same diagnoses would give other rows."""
 
 SHEET: Final = "doctor.png"
@@ -103,7 +104,7 @@ def plan_doctor(workspace: Workspace, spec: DoctorSpec) -> tuple[Action, Receipt
     """
     record = read_source_record(workspace)
     folder = workspace.catalog
-    inputs = {"source": record.listing_sha256, "manifest": _digest(folder / "manifest.csv", "imgprep catalog")}
+    inputs = {"source": record.fingerprint, "manifest": _digest(folder / "manifest.csv", "imgprep catalog")}
     if _has_boxes(workspace):
         inputs |= {name: _digest(folder / f"{name}.csv", "imgprep annotations") for name in ("boxes", "val")}
     receipt = Receipt(stage="doctor", inputs=inputs, options=spec.to_options())
@@ -123,7 +124,7 @@ def _has_boxes(workspace: Workspace) -> bool:
         read = read_receipt(workspace.catalog, "annotations")["inputs"]
     except (MissingInputError, DamagedError):
         return False
-    return bool(read.get("source") == read_source_record(workspace).listing_sha256)
+    return bool(read.get("source") == read_source_record(workspace).fingerprint)
 
 
 def doctor(
@@ -150,6 +151,7 @@ def doctor(
     folder = workspace.catalog
     with_boxes = _has_boxes(workspace)
     if action == "skip":
+        check_adopted(workspace)
         table = read_doctor(folder / DOCTOR_FILE)
         crowded = int(read_receipt(folder, "doctor")["counts"].get("crowded", 0))
         return DoctorResult(action=action, table=table, stats=_count(table, crowded), with_boxes=with_boxes)
@@ -184,7 +186,13 @@ def _read_rows(folder: Path) -> pd.DataFrame:
     import pandas as pd
 
     pieces = read_labelled(folder, made_by="imgprep catalog")
-    return pd.concat([piece[["key", "split", "path", "wnid"]] for piece in pieces], ignore_index=True)
+    rows = pd.concat([piece[["key", "split", "path", "wnid"]] for piece in pieces], ignore_index=True)
+    unknown = set(rows["split"]) - set(SPLITS)
+    if unknown:
+        raise DamagedError(
+            f"{folder / 'manifest.csv'}: {min(unknown)[:100]!r} is no split", "run `imgprep catalog` again"
+        )
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,23 +283,23 @@ def _compose(
     """The table, and the number of crowded hashes."""
     import pandas as pd
 
-    train = np.asarray(rows["split"] == "train")
-    # What is held out of training: a test split with classes becomes shards as well.
-    val = ~train
+    splits = pd.Categorical(rows["split"], categories=SPLITS).codes
+    classes, _ = pd.factorize(rows["wnid"].where(rows["wnid"] != ""))
     digests = [one.digest or b"" for one in seen]
     copies = _among(
         np.array([bool(digest) for digest in digests], bool),
         np.frombuffer(b"".join(digests), np.dtype(">u8")).reshape(-1, 2).astype(np.uint64),
-        lambda values, some: find_copies(values, train[some], val[some]),
+        lambda values, some: find_copies(values, splits[some], classes[some]),
     )
     hashes = [one.diagnosis.phash for one in seen]
     alike = _among(
         np.array([value is not None for value in hashes], bool),
         np.array([value for value in hashes if value is not None], np.uint64),
-        lambda values, some: find_twins(values, train[some], val[some], distance=spec.near_distance),
+        lambda values, some: find_twins(values, splits[some], classes[some], distance=spec.near_distance),
     )
     pairs = {
         "leak": np.where(copies.leak != NONE, copies.leak, alike.leak),
+        "label-conflict": np.where(copies.conflict != NONE, copies.conflict, alike.conflict),
         "duplicate": copies.earlier,
         "near-duplicate": np.where(copies.earlier != NONE, NONE, alike.earlier),
     }
@@ -316,7 +324,8 @@ def _compose(
         )
         for place, one in enumerate(seen)
     ]
-    columns["twin"] = ["" if place == NONE else keys[place] for place in twin]
+    for name, others in (("twin", twin), ("conflict", pairs["label-conflict"])):
+        columns[name] = ["" if place == NONE else keys[place] for place in others]
     return pd.DataFrame(columns, columns=list(COLUMNS)).astype(COLUMNS), alike.crowded
 
 
@@ -331,9 +340,9 @@ def _among(
     """Search among some of the pictures; places are those among all."""
     found = find(values, some)
     places = np.append(np.flatnonzero(some), NONE)  # the place -1 stays -1
-    earlier, leak = (np.full(len(some), NONE) for _ in range(2))
-    earlier[some], leak[some] = places[found.earlier], places[found.leak]
-    return Twins(earlier=earlier, leak=leak, crowded=found.crowded)
+    earlier, leak, conflict = (np.full(len(some), NONE) for _ in range(3))
+    earlier[some], leak[some], conflict[some] = places[found.earlier], places[found.leak], places[found.conflict]
+    return Twins(earlier=earlier, leak=leak, conflict=conflict, crowded=found.crowded)
 
 
 def _choose_tiles(source: Source, table: pd.DataFrame) -> list[list[Tile]]:
@@ -344,15 +353,19 @@ def _choose_tiles(source: Source, table: pd.DataFrame) -> list[list[Tile]]:
     sheet = []
     for code in CODES:
         having = [int(place) for place, found in zip(places, codes, strict=True) if code in found]
+        others = {}
+        if code in PAIR_CODES:
+            keys = table[other_column(code)]
+            others = {place: by_key[keys.iloc[place]] for place in having}
+            # Two that contradict each other are one pair: it is shown once.
+            having = [place for place in having if others.get(others[place]) != place or place < others[place]]
         wanted = ROW // 2 if code in PAIR_CODES else ROW
         spread = sorted({having[len(having) * number // wanted] for number in range(wanted)}) if having else []
         row = []
         for place in spread:
             row.append(_tile(source, table.iloc[place], code))
-            if code in PAIR_CODES:
-                row.append(
-                    _tile(source, table.iloc[by_key[table["twin"].iloc[place]]], f"twin of {table['key'].iloc[place]}")
-                )
+            if place in others:
+                row.append(_tile(source, table.iloc[others[place]], f"twin of {table['key'].iloc[place]}"))
         sheet += [row] if row else []
     return sheet
 
@@ -361,4 +374,4 @@ def _tile(source: Source, row: pd.Series[Any], title: str) -> Tile:
     size = f"{row['format']} {row['width']} x {row['height']}" if row["format"] else "unknown format"
     # Only what a process of its own has decoded before is decoded here.
     picture = thumbnail(source.read(row["path"])) if row["pillow"] == "yes" else None
-    return Tile(picture, (title, row["key"], f"{row['split']}, {size}"))
+    return Tile(picture, (title, row["key"], f"{row['split']} {row['wnid']}", size))

@@ -18,7 +18,8 @@
     ├── AccessError              4   credentials or permission
     ├── NetworkError             5   the network, after every retry
     ├── NoSpaceError             6   the disk is full
-    └── LockedError              1   another imgprep holds the workspace or the run
+    ├── LockedError              1   another imgprep holds the workspace or the run
+    └── WorkerDiedError          1   a process that worked for this one was killed
 
 Exit code 0 is success and 130 an interruption (Ctrl-C, SIGTERM). Messages say what happened and,
 after a dash, what to do.
@@ -131,6 +132,10 @@ class NoSpaceError(ImgprepError):
 
 class LockedError(ImgprepError):
     """Another imgprep process holds the folder."""
+
+
+class WorkerDiedError(ImgprepError):
+    """A process that worked for this one was killed."""
 
 
 INTERRUPTED = 130

@@ -93,31 +93,52 @@ def staged_folder(folder: Path) -> Iterator[Path]:
         An empty sibling folder to write to. It is renamed when the block ends and removed when the block raises.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    recover_folder(folder)
     staging = folder.with_name(f".{folder.name}.tmp")
-    retired = folder.with_name(f".{folder.name}.old")
-    if retired.exists() and not folder.exists():
-        # A kill between the two renames below: what stood there comes back.
-        retired.rename(folder)
-    for leftover in (staging, retired):
-        _remove(leftover)
+    remove(staging)
     staging.mkdir()
     try:
         yield staging
-        fsync_folder(staging)
+        publish_folder(staging, folder)
+    except BaseException:
+        remove(staging)
+        raise
+
+
+def publish_folder(staging: Path, folder: Path) -> None:
+    """Give a folder its name, in place of what stood there.
+
+    Args:
+        staging: The folder, whole; a sibling of the other.
+        folder: Its name.
+    """
+    retired = _retired(folder)
+    fsync_folder(staging)
+    try:
         # Two renames: a reader finds the old folder, none, or the new one, never a mixture.
         if folder.exists():
             folder.rename(retired)
         staging.rename(folder)
     except BaseException:
-        if retired.exists() and not folder.exists():
-            retired.rename(folder)
-        _remove(staging)
+        recover_folder(folder)
         raise
     fsync_folder(folder.parent)
-    _remove(retired)
+    remove(retired)
 
 
-def _remove(path: Path) -> None:
+def recover_folder(folder: Path) -> None:
+    """Bring back what stood at ``folder``, if a kill came between the two renames of :func:`publish_folder`."""
+    retired = _retired(folder)
+    if retired.exists() and not folder.exists():
+        retired.rename(folder)
+    remove(retired)
+
+
+def _retired(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def remove(path: Path) -> None:
     """Remove a folder or a file, as far as that is possible."""
     shutil.rmtree(path, ignore_errors=True)
     with contextlib.suppress(OSError):
@@ -137,6 +158,11 @@ def sync_filesystem(folder: Path) -> None:
             raise OSError(number, os.strerror(number), str(folder))
     finally:
         os.close(handle)
+
+
+def sha256_bytes(content: bytes) -> str:
+    """SHA-256 of some bytes, in hex."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def sha256_file(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from imgprep.errors import DamagedError
+from imgprep.errors import DamagedError, MissingInputError
 from imgprep.tables import read_table
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ COLUMNS: Final = {
     "phash": "str",
     "findings": "str",
     "twin": "str",
+    "conflict": "str",
 }
 """Name to pandas dtype. One row a picture, in the order of the manifest; what could not be found out is empty."""
 
@@ -56,15 +57,23 @@ ODD_CODES: Final = {
 """Codes about one picture and what they mean, the most serious first."""
 
 PAIR_CODES: Final = {
-    "leak": "a train picture that is the same as, or looks like, a val or test picture",
-    "duplicate": "byte for byte an earlier train picture",
-    "near-duplicate": "looks like an earlier train picture",
+    "leak": "the same as, or looks like, a picture of a later split: train in val or test, val in test",
+    "label-conflict": "the same as, or looks like, a picture of another class, in its own split or a later one",
+    "duplicate": "byte for byte an earlier picture of its split",
+    "near-duplicate": "looks like an earlier picture of its split",
 }
-"""Codes about two pictures and what they mean; ``twin`` is the key of the other one."""
+"""Codes about two pictures and what they mean; :func:`other_column` has the key of the other one.
+
+Splits come in the order train, val, test, and what is between two of them is a finding about the earlier: a split that
+is held out stays as it is. Within a split, of two that contradict each other both are found, as no one knows which
+label is right; a picture without a label contradicts none.
+"""
 
 CODES: Final = ODD_CODES | PAIR_CODES
 """All codes, in the order in which they stand in ``findings`` and in summaries."""
 
+_CONFLICT: Final = "label-conflict"
+_MAX_HEADER: Final = 1000
 
 _ANNOTATION_CODES: Final = frozenset({"size-differs", "box-outside"})
 """What the XML says otherwise: the picture itself may be as good as any."""
@@ -73,8 +82,13 @@ _ANNOTATION_CODES: Final = frozenset({"size-differs", "box-outside"})
 def drop_word(code: str) -> str:
     """Which word of ``imgprep subset --drop`` leaves out pictures with a code; empty for none."""
     if code in PAIR_CODES:
-        return "leaks" if code == "leak" else "duplicates"
+        return {"leak": "leaks", _CONFLICT: "conflicts"}.get(code, "duplicates")
     return "" if code in _ANNOTATION_CODES else "odd"
+
+
+def other_column(code: str) -> str:
+    """The column with the key of the other picture, for one of :data:`PAIR_CODES`."""
+    return "conflict" if code == _CONFLICT else "twin"
 
 
 def codes_of(findings: str) -> list[str]:
@@ -97,9 +111,13 @@ def read_doctor(path: Path) -> pd.DataFrame:
         One row a picture with the columns and dtypes of :data:`COLUMNS`.
 
     Raises:
-        MissingInputError: It is not there.
+        MissingInputError: It is not there, or is the table of an older version, which knew nothing of ``conflict``.
         DamagedError: It is no CSV, has other columns, holds an unknown code, or has a key twice.
     """
+    if _header(path) == [name for name in COLUMNS if name != "conflict"]:
+        raise MissingInputError(
+            f"{path} is that of an older version, without the column conflict", "run `imgprep doctor` again"
+        )
     table = read_table(path, COLUMNS, made_by="imgprep doctor")
     unknown = {code for cell in table["findings"].unique() for code in codes_of(cell)} - CODES.keys()
     if unknown:
@@ -108,3 +126,12 @@ def read_doctor(path: Path) -> pd.DataFrame:
     if len(twice):
         raise DamagedError(f"{path}: the key {twice.iloc[0]} stands twice", "run `imgprep doctor` again")
     return table
+
+
+def _header(path: Path) -> list[str]:
+    """The names in the first line, as far as one can tell; what is no table is for its reader to refuse."""
+    try:
+        with path.open("rb") as file:
+            return file.readline(_MAX_HEADER).decode("latin-1").rstrip("\r\n").split(",")
+    except FileNotFoundError:
+        return []

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 INDEX_FORMAT: Final = "imgprep-index"
-INDEX_VERSION: Final = 1
+INDEX_VERSION: Final = 2
 INDEX_FILENAME: Final = "index.json"
 
 DEFAULT_WORKSPACE: Final = "imgprep-data"
@@ -126,7 +126,14 @@ class ShardIndex:
             "spec": self.spec,
             "provenance": self.provenance,
         }
+        document["index_sha256"] = _document_digest(document)
         return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def _document_digest(document: dict[str, Any]) -> str:
+    """SHA-256 over all that an index says, its own digest aside, however it is indented."""
+    said = {name: value for name, value in document.items() if name != "index_sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def parse_index(text: str, *, where: str = INDEX_FILENAME) -> ShardIndex:
@@ -138,7 +145,7 @@ def parse_index(text: str, *, where: str = INDEX_FILENAME) -> ShardIndex:
 
     Raises:
         DamagedError: Not JSON, another format or version, missing fields, file names that leave the folder, or a
-            dataset digest that does not fit the content.
+            digest that does not fit the content.
     """
     rerun = "run `imgprep shard --overwrite` to write it again"
     try:
@@ -183,6 +190,8 @@ def parse_index(text: str, *, where: str = INDEX_FILENAME) -> ShardIndex:
         raise DamagedError(f"{where} is incomplete or inconsistent ({error})", rerun) from None
     if document.get("dataset_digest") != index.dataset_digest:
         raise DamagedError(f"{where} was edited: its dataset digest does not fit its content", rerun)
+    if document.get("index_sha256") != _document_digest(document):
+        raise DamagedError(f"{where} was edited: its own digest does not fit its content", rerun)
     return index
 
 

@@ -217,7 +217,7 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 def parse_class_list(text: str) -> tuple[str, ...]:
     """Read a list with one class a line: a wnid, a name, or a wnid and its name as in ``LOC_synset_mapping.txt``.
 
-    Empty lines and those that begin with ``#`` do not count.
+    Empty lines and those that begin with ``#`` do not count; a name in quotation marks may begin so.
 
     Raises:
         SpecError: It names no class.

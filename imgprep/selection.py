@@ -33,7 +33,7 @@ SELECTION_VERSION: Final = 1
 Operation = Literal["union", "intersect", "difference"]
 OPERATIONS: Final[tuple[Operation, ...]] = get_args(Operation)
 
-DROPS: Final = ("odd", "duplicates", "leaks")
+DROPS: Final = ("odd", "duplicates", "leaks", "conflicts")
 """What ``drop`` may name."""
 
 _MAX_SEED: Final = 1 << 63
@@ -114,6 +114,11 @@ class SubsetSpec:
                 "val_per_class means nothing with split or folds, which make val of the training images",
                 "leave one of them out",
             )
+
+    @property
+    def names_classes(self) -> bool:
+        """Whether it says which classes, not how many."""
+        return isinstance(self.classes, tuple) or bool(self.superclasses)
 
     @property
     def shares(self) -> tuple[int, ...]:
@@ -532,7 +537,7 @@ def _choose(counts: Mapping[str, int], catalog: Catalog, spec: SubsetSpec) -> Cl
     passed_over = [(s, counts[s.wnid]) for s in catalog if 0 < counts.get(s.wnid, 0) < wanted]
     number = len(eligible) if spec.classes is None else spec.classes
     if not counts:
-        raise UsageError("there is no training image to choose from", "check the source with `imgprep catalog`")
+        raise UsageError("there is no training image to choose from", "adopt a source that has them")
     if spec.classes is None and not eligible:
         raise UsageError(
             f"no class has {wanted} or more training images; the largest has {max(counts.values())}",

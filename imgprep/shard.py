@@ -29,7 +29,7 @@ from imgprep.layouts import open_dataset
 from imgprep.receipts import Action, Receipt, read_receipt
 from imgprep.records import Catalog, Record, Rejected
 from imgprep.sources import Source
-from imgprep.sources.adopted import SourceRecord, read_source_record
+from imgprep.sources.adopted import SourceRecord, check_adopted, read_source_record
 from imgprep.stats import SILENT, Progress, Stats
 from imgprep.tables import manifest_records, read_catalog, read_manifest, write_rejected
 from imgprep.workspace import Workspace
@@ -273,13 +273,13 @@ def plan_job(
         raise ContradictionError(
             f"{folder / 'manifest.csv'} was changed since it was chosen", f"choose again: `{made_by} --overwrite`"
         )
-    if chosen["inputs"].get("source") != record.listing_sha256:
+    if chosen["inputs"].get("source") != record.fingerprint:
         raise ContradictionError(
             f"the subset {folder} was chosen from another source than {record.path}",
             f"choose again from this one: `{made_by} --overwrite` with its options",
         )
     inputs = {
-        "source": record.listing_sha256,
+        "source": record.fingerprint,
         "subset": sha256_file(folder / "manifest.csv"),
         "classes": sha256_file(folder / "classes.csv"),
     }
@@ -292,6 +292,8 @@ def plan_job(
     # Shards that were allowed more rejects do not answer a stricter request.
     if action == "skip" and int(read_receipt(target, "shard")["counts"].get("rejected", 0)) > spec.max_rejects:
         action = "run"
+    if action == "skip":
+        check_adopted(workspace)
     records = [] if action == "skip" else list(manifest_records(manifest))
     if action == "run":
         _check_records(records, catalog, folder)

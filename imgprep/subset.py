@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -26,7 +26,7 @@ from imgprep.selection import (
     choose_pictures,
     split_pin,
 )
-from imgprep.sources.adopted import read_source_record
+from imgprep.sources.adopted import check_adopted, read_source_record
 from imgprep.sources.part import read_part_record
 from imgprep.tables import (
     MANIFEST_COLUMNS,
@@ -57,7 +57,9 @@ class Selection:
         catalog: The chosen classes, renumbered.
         passed_over: Classes with too few training images to be eligible, with their counts.
         short: Named classes that have fewer training images than asked for, with their counts.
-        unlabelled: Validation rows that had no label and so could not be chosen.
+        unlabelled: Rows that have no label and so could not be chosen, by split.
+        untrained: Rows of classes without training images, by split: there is nothing to learn them from.
+        replaced: Rows of splits that the spec makes anew of the training images, by split.
         left_out: Rows that were dropped or excluded before the choice.
         line: What reproduces it in its workspace; empty for a choice from a manifest alone.
     """
@@ -66,7 +68,9 @@ class Selection:
     catalog: Catalog
     passed_over: Sequence[tuple[Synset, int]] = ()
     short: Sequence[tuple[Synset, int]] = ()
-    unlabelled: int = 0
+    unlabelled: Mapping[str, int] = field(default_factory=dict)
+    untrained: Mapping[str, int] = field(default_factory=dict)
+    replaced: Mapping[str, int] = field(default_factory=dict)
     left_out: int = 0
     line: str = ""
 
@@ -163,6 +167,8 @@ def select(
     pictures = manifest if isinstance(manifest, Pictures) else Pictures([manifest], lambda: [manifest])
     sizes = {group: len(pictures.keys(*group, without=without)) for group in pictures.groups}
     counts = {wnid: size for (split, wnid), size in sizes.items() if split == "train" and size}
+    if not counts and not spec.names_classes:
+        raise _no_training_images(sizes, left_out=bool(without))
     choice = choose_classes(counts, catalog, spec)
     home = {wnid: synset.wnid for synset in choice.catalog for wnid in choice.members[synset.wnid]}
     made = spec.part_splits()
@@ -191,8 +197,31 @@ def select(
         catalog=choice.catalog,
         passed_over=choice.passed_over,
         short=choice.short,
-        unlabelled=len(pictures.keys("val", "")) if "val" not in made else 0,
+        unlabelled=_sums(sizes, lambda split, wnid: not wnid and split not in made),
+        untrained={}
+        if spec.names_classes
+        else _sums(sizes, lambda split, wnid: bool(wnid) and wnid not in counts and split not in made),
+        replaced=_sums(sizes, lambda split, wnid: wnid in home and split in made and split != "train"),
         left_out=sum(len(pictures.keys(*group)) - size for group, size in sizes.items()) if without else 0,
+    )
+
+
+def _sums(sizes: Mapping[tuple[str, str], int], counts: Callable[[str, str], bool]) -> dict[str, int]:
+    """How many rows the groups that count have, by split."""
+    sums: dict[str, int] = {}
+    for (split, wnid), size in sizes.items():
+        if size and counts(split, wnid):
+            sums[split] = sums.get(split, 0) + size
+    return dict(sorted(sums.items(), key=lambda item: SPLITS.index(item[0])))
+
+
+def _no_training_images(sizes: Mapping[tuple[str, str], int], *, left_out: bool) -> UsageError:
+    there = " and ".join(f"{number:,} {split}" for split, number in _sums(sizes, lambda *_: True).items())
+    return UsageError(
+        f"there is no training image to choose from, but {there or 'no'} images",
+        "drop or exclude fewer"
+        if left_out
+        else "adopt a source that has them with `imgprep fetch --from PATH --overwrite`",
     )
 
 
@@ -268,22 +297,32 @@ class SubsetResult:
     selection: Selection | None
 
 
-def load_manifest(workspace: Workspace, parent: str | None) -> tuple[pd.DataFrame, Catalog, dict[str, str]]:
+def load_manifest(
+    workspace: Workspace, parent: str | None, *, of_any_source: bool = False
+) -> tuple[pd.DataFrame, Catalog, dict[str, str]]:
     """Like :func:`open_manifest`, with the manifest as one table."""
     import pandas as pd
 
-    pictures, catalog, inputs = open_manifest(workspace, parent)
+    pictures, catalog, inputs = open_manifest(workspace, parent, of_any_source=of_any_source)
     return pd.concat(list(pictures.rows())), catalog, inputs
 
 
-def open_manifest(workspace: Workspace, parent: str | None) -> tuple[Pictures, Catalog, dict[str, str]]:
+def open_manifest(
+    workspace: Workspace, parent: str | None, *, of_any_source: bool = False
+) -> tuple[Pictures, Catalog, dict[str, str]]:
     """Read what a subset is chosen from: the whole catalog with its validation labels, or another subset.
+
+    Args:
+        workspace: Where they are.
+        parent: Name of the other subset, None for the catalog.
+        of_any_source: Whether that may have been chosen from another source than the one of now.
 
     Returns:
         The pictures, their classes, and digests of the files read and of the source behind them, by name.
 
     Raises:
         MissingInputError: The stage that writes it has not run.
+        ContradictionError: The other subset was chosen from another source.
         DamagedError: A table is damaged.
     """
     if parent is not None:
@@ -291,7 +330,12 @@ def open_manifest(workspace: Workspace, parent: str | None) -> tuple[Pictures, C
         made_by = f"imgprep subset --name {parent}"
         pictures = _read_pictures(folder / "manifest.csv", made_by=made_by)
         catalog = read_catalog(folder / "classes.csv", made_by=made_by)
-        source = read_receipt(folder, "subset")["inputs"]["source"]
+        source = read_receipt(folder, "subset")["inputs"].get("source")
+        if not of_any_source and source != read_source_record(workspace).fingerprint:
+            raise ContradictionError(
+                f"the subset {parent} was chosen from another source than the one of now",
+                f"choose it again: `{made_by}` with its options, and --overwrite",
+            )
         return pictures, catalog, {"source": source, "manifest": sha256_file(folder / "manifest.csv")}
     folder = workspace.catalog
     pictures = _read_pictures(folder / "manifest.csv", made_by="imgprep catalog")
@@ -388,12 +432,9 @@ def _check_division(workspace: Workspace, spec: SubsetSpec, parent: str | None) 
 
 def _plan_combination(workspace: Workspace, spec: CombineSpec) -> _Job:
     (one, one_pin), (other, other_pin) = map(split_pin, (spec.first, spec.second))
-    first, second = (load_manifest(workspace, name) for name in (one, other))
-    if spec.operation == "union" and first[2]["source"] != second[2]["source"]:
-        raise ContradictionError(
-            f"the subsets {one} and {other} were chosen from different sources",
-            "choose both again from the source of now, with the same options",
-        )
+    first = load_manifest(workspace, one)
+    # Of the second, only the keys count where nothing of it is taken over.
+    second = load_manifest(workspace, other, of_any_source=spec.operation != "union")
     cited = replace(
         spec,
         first=_cite(one, manifest_digest(first[0]), one_pin),
@@ -433,12 +474,12 @@ def _read_dropped(
         MissingInputError: It has not run, or not looked at all of these pictures as they are now.
         DamagedError: The table is damaged.
     """
-    from imgprep.findings import DOCTOR_FILE, PAIR_CODES, codes_of, drop_word, read_doctor
+    from imgprep.findings import DOCTOR_FILE, PAIR_CODES, codes_of, drop_word, other_column, read_doctor
 
     path = workspace.catalog / DOCTOR_FILE
     table = read_doctor(path)
     now = {
-        "source": read_source_record(workspace).listing_sha256,
+        "source": read_source_record(workspace).fingerprint,
         "manifest": sha256_file(workspace.catalog / "manifest.csv"),
     }
     if not was_made_of(workspace.catalog, "doctor", now):
@@ -454,9 +495,12 @@ def _read_dropped(
     here.difference_update(without)
     found = table[table["findings"] != ""]
     keys = {
-        key
-        for key, codes, twin in zip(found["key"], found["findings"], found["twin"], strict=True)
-        if any(drop_word(code) in drop and (code not in PAIR_CODES or twin in here) for code in codes_of(codes))
+        row["key"]
+        for row in found.to_dict("records")
+        if any(
+            drop_word(code) in drop and (code not in PAIR_CODES or row[other_column(code)] in here)
+            for code in codes_of(row["findings"])
+        )
     }
     return keys, sha256_file(path)
 
@@ -501,6 +545,7 @@ def subset(
         receipt.renew(folder)
     action = receipt.decide(folder, overwrite=overwrite)
     if action == "skip":
+        check_adopted(workspace)
         found = str(read_receipt(folder, "subset")["counts"].get("digest", ""))
         _check_digest(found, digest)
         return SubsetResult(action=action, folder=folder, digest=found, line=job.line, selection=None)

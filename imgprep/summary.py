@@ -217,7 +217,7 @@ def summarise(workspace: Workspace, spec: SummarySpec, *, progress: Progress = S
     pictures = np.sort(np.concatenate(tally.hashes))
     # A table of another source or catalog says nothing of these pictures.
     now = {
-        "source": read_source_record(workspace).listing_sha256,
+        "source": read_source_record(workspace).fingerprint,
         "manifest": sha256_file(workspace.catalog / "manifest.csv"),
     }
     looked = was_made_of(workspace.catalog, "doctor", now)

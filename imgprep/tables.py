@@ -212,22 +212,25 @@ def read_manifest_pieces(path: Path, *, made_by: str, num_rows: int = PIECE_ROWS
             wrong = next(filterfalse(is_good, piece[name].tolist()), None)
             if wrong is not None:
                 bad.setdefault(name, str(wrong))
-        hashes.append(_hashes(piece["key"]))
+        hashes.append(hash_keys(piece["key"]))
         yield piece
     for name in ("key", "split"):
         if name in bad:
             raise DamagedError(f"{path}: {bad[name][:100]!r} is no {name}", f"run `{made_by} --overwrite`")
     suspects = _repeated(hashes)
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     # Two keys may have one hash: only another look tells.
     for piece in read_pieces(path, MANIFEST_COLUMNS, made_by=made_by, num_rows=num_rows) if len(suspects) else ():
-        for key in piece["key"][np.isin(_hashes(piece["key"]), suspects)]:
+        some = piece[np.isin(hash_keys(piece["key"]), suspects)]
+        for key, name in zip(some["key"].tolist(), some["path"].tolist(), strict=True):
             if key in seen:
-                raise DamagedError(f"{path}: the key {key} stands twice", f"run `{made_by}` again")
-            seen.add(key)
+                raise DamagedError(
+                    f"{path}: the key {key} stands twice, for {seen[key]} and {name}", f"run `{made_by}` again"
+                )
+            seen[key] = name
 
 
-def _hashes(keys: pd.Series[str]) -> NDArray[np.uint64]:
+def hash_keys(keys: pd.Series[Any]) -> NDArray[np.uint64]:
     """64 bits of each key: all that is held of those that were read, an eighth of what a string takes."""
     import pandas as pd
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from imgprep.cli.options import json_option, print_result, workspace_option
-from imgprep.cli.prepare import catch_up
+from imgprep.cli.prepare import catch_up, source_field
 
 if TYPE_CHECKING:
     from imgprep.doctor import DoctorResult
@@ -59,46 +59,53 @@ class Findings(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gene
 def doctor(root: Path, fail_on: tuple[str, ...] | None, workers: int, as_json: bool, **options: int) -> None:
     """Look at every picture: what it truly is, whether it decodes, what is odd about it, what it is a duplicate of.
 
+    Pairs of pictures are the same or look alike: within a split, across splits, or under two classes.
+
     Writes catalog/doctor.csv, one row a picture, and catalog/doctor.png, some pictures of each finding. Broken
     pictures are findings, not errors. Same pictures and options, same table, whatever the number of workers.
 
     \b
     Examples:
       imgprep doctor
-      imgprep doctor --fail-on leak,undecodable
+      imgprep doctor --fail-on leak,label-conflict,undecodable
       imgprep doctor --fail-on any --json
     """
     from imgprep.cli.progress import make_progress
     from imgprep.doctor import DoctorSpec
     from imgprep.doctor import doctor as examine
     from imgprep.executors import make_executor
+    from imgprep.sources.adopted import gone_note
     from imgprep.workspace import Workspace
 
     spec = DoctorSpec(**options)
     workspace = Workspace(root)
     workspace.require()
     with workspace.locked("imgprep doctor"):
-        lines, note = _catch_up(workspace)
+        note = _catch_up(workspace)
         result = examine(workspace, spec, executor=make_executor(workers), progress=make_progress())
     document = _document(result, workspace, note)
-    print_result([*lines, *_lines(result, document)], document, as_json=as_json)
+    print_result(_lines(result, document, gone_note(workspace)), document, as_json=as_json)
     _fail(document["findings"], fail_on or ())
 
 
-def _catch_up(workspace: Workspace) -> tuple[list[str], str]:
-    """Bring catalog and annotations up to date. Annotations that cannot be used are no reason not to look."""
+def _catch_up(workspace: Workspace) -> str:
+    """Bring catalog and annotations up to date; returns what to note where the annotations cannot be used.
+
+    That is no reason not to look at the pictures.
+    """
     from imgprep.errors import DamagedError, MissingInputError
     from imgprep.tables import read_catalog
 
     try:
-        return catch_up(workspace), ""
+        catch_up(workspace)
     except DamagedError as error:
         # The catalog comes first: when it is there, what failed are the annotations.
         try:
             read_catalog(workspace.catalog / "classes.csv")
         except MissingInputError:
             raise error from None
-        return [], f"sizes and boxes were not compared, as the annotations cannot be used: {error.what}"
+        return f"sizes and boxes were not compared, as the annotations cannot be used: {error.what}"
+    return ""
 
 
 def _document(result: DoctorResult, workspace: Workspace, note: str) -> dict[str, Any]:
@@ -117,16 +124,16 @@ def _document(result: DoctorResult, workspace: Workspace, note: str) -> dict[str
         "sheet": str(sheet) if sheet.is_file() else None,
         "crowded": result.stats["crowded"],
     }
-    return document | {"note": note} if note else document
+    return document | ({"note": note} if note else {}) | source_field(workspace)
 
 
-def _lines(result: DoctorResult, document: dict[str, Any]) -> list[str]:
+def _lines(result: DoctorResult, document: dict[str, Any], gone: str) -> list[str]:
     from imgprep.twins import WINDOW
 
     start = "up to date" if result.action == "skip" else "doctor"
     lines = [
         f"{start}: {document['pictures']:,} pictures, {document['odd']:,} odd, {document['in_pairs']:,} with a twin"
-        f" -> {document['table']}"
+        f" -> {document['table']}{gone}"
     ]
     lines += [
         f"  {code:<16} {finding['count']:>9,}  {finding['example']}" for code, finding in document["findings"].items()

@@ -25,6 +25,7 @@ from imgprep.cli.options import (
 if TYPE_CHECKING:
     from imgprep.fetch.online import OnlinePlan, OnlineReport, OnlineSpec
     from imgprep.fetch.request import PartRequest
+    from imgprep.sources.directory import Links
     from imgprep.workspace import Workspace
 
 _SELECTION: Final = ("classes", "preset", "per_class", "val_per_class", "seed", "allow_short")
@@ -46,6 +47,7 @@ _SELECTION: Final = ("classes", "preset", "per_class", "val_per_class", "seed", 
     help="Adopt a copy that is there: a zip, tar, tar.gz or directory. Nothing is copied.",
 )
 @click.option("--layout", metavar="NAME", help="With --from: how the copy lies in its files.  [default: find out]")
+@click.option("--follow-links", is_flag=True, help="With --from: follow the symbolic links in a folder.")
 @click.option("-y", "--yes", is_flag=True, help="Fetch the whole archive without asking.")
 @click.option(
     "-j", "--jobs", type=click.IntRange(1, 64), default=8, show_default=True, help="Connections at the same time."
@@ -87,6 +89,7 @@ def fetch(ctx: click.Context, /, **options: Any) -> None:
       imgprep fetch --yes
       imgprep fetch --from imagenet-object-localization-challenge.zip
       imgprep fetch --from /data/imagenet --workspace my-imagenet
+      imgprep fetch --from /data/imagenet --follow-links --workspace links
     """
     from imgprep.workspace import Workspace
 
@@ -118,6 +121,10 @@ def _request(options: Mapping[str, Any], selected: list[str]) -> PartRequest | N
     given = [name for name, is_given in ways.items() if is_given]
     if options["layout"] is not None and options["path"] is None:
         raise UsageError("--layout goes with --from: Kaggle has one layout", "leave it out, or name a copy with --from")
+    if options["follow_links"] and options["path"] is None:
+        raise UsageError(
+            "--follow-links goes with --from: Kaggle has no links", "leave it out, or name a copy with --from"
+        )
     if len(given) > 1:
         raise UsageError(f"{given[0]} and {given[1]} ask for different things", "give one of them")
     if options["manifest"] is not None:
@@ -138,6 +145,7 @@ def _adopt(workspace: Workspace, options: Mapping[str, Any]) -> None:
         workspace,
         options["path"],
         layout=options["layout"],
+        follow_links=options["follow_links"],
         overwrite=options["overwrite"],
         progress=make_progress(),
     )
@@ -152,7 +160,30 @@ def _adopt(workspace: Workspace, options: Mapping[str, Any]) -> None:
         f"{record.num_members:,} files, {size_text(record.num_bytes)}, layout {record.layout},"
         f" listing {record.listing_sha256[:16]}",
     ]
-    print_result(lines, {"action": result.action, "source": asdict(record)}, as_json=options["as_json"])
+    for line in _link_lines(result.links):
+        click.echo(f"Warning: {printable(line)}", err=True)
+    links = {
+        kind: {"count": len(names), "first": printable(min(names))}
+        for kind, names in asdict(result.links).items()
+        if names
+    }
+    document = {"action": result.action, "source": asdict(record), "links": links}
+    print_result(lines, document, as_json=options["as_json"])
+
+
+_LINKS: Final = {
+    "not_followed": ("were not followed", "; --follow-links follows them"),
+    "broken": ("lead nowhere", ""),
+    "circular": ("lead back to a folder they lie in", ""),
+}
+
+
+def _link_lines(links: Links) -> list[str]:
+    return [
+        f"{len(names):,} symbolic links {what} (first: {min(names)}){advice}"
+        for kind, (what, advice) in _LINKS.items()
+        if (names := getattr(links, kind))
+    ]
 
 
 def _fetch_online(workspace: Workspace, request: PartRequest | None, options: Mapping[str, Any]) -> None:

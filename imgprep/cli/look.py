@@ -72,10 +72,10 @@ def stats(
 
     spec = SummarySpec(subset=subset_name, **options)
     workspace = Workspace(root)
-    lines = _catch_up(workspace, "imgprep stats")
+    _catch_up(workspace, "imgprep stats")
     summary = summarise(workspace, spec, progress=make_progress())
     document = summary.to_json()
-    lines += _summary_lines(summary, document)
+    lines = _summary_lines(summary, document)
     if per_class:
         lines += ["", *_class_lines(summary)]
     if plot is not None:
@@ -88,12 +88,12 @@ def stats(
     print_result(lines, document, as_json=as_json)
 
 
-def _catch_up(workspace: Workspace, command: str) -> list[str]:
+def _catch_up(workspace: Workspace, command: str) -> None:
     from imgprep.cli.prepare import catch_up
 
     workspace.require()
     with workspace.locked(command):
-        return catch_up(workspace)
+        catch_up(workspace)
 
 
 def _summary_lines(summary: Summary, document: Mapping[str, Any]) -> list[str]:
@@ -219,10 +219,10 @@ def grid(root: Path, subset_name: str | None, out: Path | None, as_json: bool, *
 
     spec = GridSpec(subset=subset_name, **options)
     workspace = Workspace(root)
-    lines = _catch_up(workspace, "imgprep grid")
+    _catch_up(workspace, "imgprep grid")
     out = out or root / (f"grid-{subset_name}.png" if subset_name else "grid.png")
     result = draw_grid(workspace, spec, out, progress=make_progress())
-    lines += _grid_lines(result, boxes=spec.boxes)
+    lines = _grid_lines(result, boxes=spec.boxes)
     document = {
         "pages": [str(page) for page in result.pages],
         "classes": result.classes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -218,8 +218,13 @@ def print_result(lines: list[str], document: Mapping[str, Any], *, as_json: bool
     if as_json:
         click.echo(json.dumps(document, ensure_ascii=False))
     else:
-        for line in lines:
-            click.echo(printable(line))
+        print_lines(lines)
+
+
+def print_lines(lines: Iterable[str], *, err: bool = False) -> None:
+    """Print lines that may have names from an archive in them."""
+    for line in lines:
+        click.echo(printable(line), err=err)
 
 
 def printable(text: str) -> str:

@@ -11,6 +11,7 @@ from imgprep.cli.options import (
     dry_run_option,
     json_option,
     overwrite_option,
+    print_lines,
     print_result,
     size_text,
     workspace_option,
@@ -43,16 +44,27 @@ def catalog(root: Path, as_json: bool) -> None:
     with workspace.locked("imgprep catalog"):
         result = catalog(workspace)
     lines = _catalog_lines(workspace, result.action, result.stats)
-    print_result(lines, {"action": result.action, **result.stats.to_dict()}, as_json=as_json)
+    document = {"action": result.action, **result.stats.to_dict(), **source_field(workspace)}
+    print_result(lines, document, as_json=as_json)
+
+
+def source_field(workspace: Workspace) -> dict[str, str]:
+    """What ``--json`` says of a source that is gone: all that was made of it stays up to date."""
+    from imgprep.sources.adopted import gone_note
+
+    return {"source": "gone"} if gone_note(workspace) else {}
 
 
 def _catalog_lines(workspace: Workspace, action: str, stats: Stats) -> list[str]:
+    from imgprep.sources.adopted import gone_note
+
     if action == "skip":
-        return [f"up to date: {workspace.catalog / 'manifest.csv'}"]
+        return [f"up to date: {workspace.catalog / 'manifest.csv'}{gone_note(workspace)}"]
     ignored = f"; {stats['ignored']:,} files beside them do not fit the layout" if stats["ignored"] else ""
+    hashed = f"; {stats['path_keys']:,} have a hash of their path as key" if stats["path_keys"] else ""
     return [
         f"catalog: {stats['classes']:,} classes, {stats['train']:,} train, {stats['val']:,} val and"
-        f" {stats['test']:,} test pictures{ignored} -> {workspace.catalog / 'manifest.csv'}"
+        f" {stats['test']:,} test pictures{hashed}{ignored} -> {workspace.catalog / 'manifest.csv'}"
     ]
 
 
@@ -86,7 +98,8 @@ def read_annotations(max_rejects: int, root: Path, as_json: bool) -> None:
     with workspace.locked("imgprep annotations"):
         result = annotations(workspace, AnnotationsSpec(max_rejects=max_rejects), progress=make_progress())
     lines = _annotations_lines(workspace, result.action, result.stats)
-    print_result(lines, {"action": result.action, **result.stats.to_dict()}, as_json=as_json)
+    document = {"action": result.action, **result.stats.to_dict(), **source_field(workspace)}
+    print_result(lines, document, as_json=as_json)
 
 
 _ODD: Final = {
@@ -101,8 +114,10 @@ _ODD: Final = {
 
 
 def _annotations_lines(workspace: Workspace, action: str, stats: Stats) -> list[str]:
+    from imgprep.sources.adopted import gone_note
+
     if action == "skip":
-        return [f"up to date: {workspace.catalog / 'val.csv'} and boxes.csv"]
+        return [f"up to date: {workspace.catalog / 'val.csv'} and boxes.csv{gone_note(workspace)}"]
     lines = [
         f"annotations: {stats['files']:,} XML files, {stats['boxes']:,} boxes, {stats['labels']:,} validation"
         f" labels -> {workspace.catalog / 'val.csv'}"
@@ -115,20 +130,21 @@ def _annotations_lines(workspace: Workspace, action: str, stats: Stats) -> list[
     return lines
 
 
-def catch_up(workspace: Workspace) -> list[str]:
-    """Run catalog and annotations where they are missing or out of date; returns what to say of it."""
+def catch_up(workspace: Workspace) -> None:
+    """Run catalog and annotations where they are missing or out of date.
+
+    That is told at once, on stderr: it stays done when the command itself fails, and is not what was asked for.
+    """
     from imgprep.annotations import annotations, plan_annotations
     from imgprep.catalog import catalog, plan_catalog
     from imgprep.cli.progress import make_progress
 
-    lines = []
     if plan_catalog(workspace)[0] == "run":
         listed = catalog(workspace)
-        lines += _catalog_lines(workspace, listed.action, listed.stats)
+        print_lines(_catalog_lines(workspace, listed.action, listed.stats), err=True)
     if plan_annotations(workspace)[0] == "run":
         read = annotations(workspace, progress=make_progress())
-        lines += _annotations_lines(workspace, read.action, read.stats)
-    return lines
+        print_lines(_annotations_lines(workspace, read.action, read.stats), err=True)
 
 
 @click.command()
@@ -204,26 +220,33 @@ def shard(
     workspace.require()
     if dry_run:
         job = plan_job(workspace, spec, subset=subset_name, name=name, overwrite=overwrite)
-        print_result(*_plan_output(job), as_json=as_json)
+        print_result(*_plan_output(workspace, job), as_json=as_json)
         return
     with workspace.locked("imgprep shard"):
         job = plan_job(workspace, spec, subset=subset_name, name=name, overwrite=overwrite)
         result = shard(workspace, job, spec, executor=make_executor(workers), progress=make_progress())
-    print_result(*_shard_output(result, spec), as_json=as_json)
+    print_result(*_shard_output(workspace, result, spec), as_json=as_json)
 
 
-def _plan_output(job: ShardJob) -> tuple[list[str], dict[str, Any]]:
+def _skip_output(workspace: Workspace, folder: Path) -> tuple[list[str], dict[str, Any]]:
+    from imgprep.sources.adopted import gone_note
+
+    document = {"action": "skip", "folder": str(folder), **source_field(workspace)}
+    return [f"up to date: {folder}{gone_note(workspace)}"], document
+
+
+def _plan_output(workspace: Workspace, job: ShardJob) -> tuple[list[str], dict[str, Any]]:
     if job.action == "skip":
-        return [f"up to date: {job.folder}"], {"action": "skip", "folder": str(job.folder)}
+        return _skip_output(workspace, job.folder)
     lines = [f"would write {len(job.plans)} shards with {job.num_records:,} samples to {job.folder}"]
     lines += [f"{plan.filename}  {len(plan.records):,} samples" for plan in job.plans]
     shards = {plan.filename: len(plan.records) for plan in job.plans}
     return lines, {"action": "run", "folder": str(job.folder), "shards": shards}
 
 
-def _shard_output(result: ShardResult, spec: ShardSpec) -> tuple[list[str], dict[str, Any]]:
+def _shard_output(workspace: Workspace, result: ShardResult, spec: ShardSpec) -> tuple[list[str], dict[str, Any]]:
     if result.index is None:
-        return [f"up to date: {result.folder}"], {"action": "skip", "folder": str(result.folder)}
+        return _skip_output(workspace, result.folder)
     stats = result.stats
     lines = [
         f"shard: {stats['in']:,} images in = {stats['out']:,} in shards + {stats['rejected']:,} rejected"

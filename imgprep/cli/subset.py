@@ -18,7 +18,7 @@ from imgprep.cli.options import (
     selection_options,
     workspace_option,
 )
-from imgprep.cli.prepare import catch_up
+from imgprep.cli.prepare import catch_up, source_field
 from imgprep.index import DEFAULT_NAME
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ _SHOWN_NAMES: Final = 12
     "--folds", type=click.IntRange(2, 100), help="Divide them into so many folds: as many subsets, NAME-foldI."
 )
 @click.option("--fold", type=click.IntRange(min=0), help="With --folds: write only the subset with this fold as val.")
-@click.option("--drop", help="Leave out what `imgprep doctor` found: some of odd,duplicates,leaks.")
+@click.option("--drop", help="Leave out what `imgprep doctor` found: some of odd,duplicates,leaks,conflicts.")
 @click.option("--exclude", multiple=True, help="Leave out the images of this subset or manifest.csv; may be repeated.")
 @click.option("--from", "parent", help="Choose from this subset instead of the whole catalog.")
 @click.option("--spec", metavar="LINE", help="Choose what a line after `cite as:` says, and check its digest.")
@@ -76,6 +76,7 @@ def subset(ctx: click.Context, /, **options: Any) -> None:
       imgprep subset --classes 10 --folds 5 --name folds
       imgprep subset --spec "classes=2 per-class=5 val-per-class=all seed=0" --name again
     """
+    from imgprep.sources.adopted import gone_note
     from imgprep.subset import note_on_part
     from imgprep.workspace import Workspace
 
@@ -87,10 +88,12 @@ def subset(ctx: click.Context, /, **options: Any) -> None:
     spec, digest = _read_request(options, given)
     workspace = Workspace(options["root"])
     workspace.require()
-    lines, results = _choose(workspace, spec, options, digest)
+    results = _choose(workspace, spec, options, digest)
+    gone = gone_note(workspace)
+    lines: list[str] = []
     documents: list[dict[str, Any]] = []
     for name, result in results.items():
-        lines += _result_lines(result, dry_run=options["dry_run"], is_first=not documents)
+        lines += _result_lines(result, gone, dry_run=options["dry_run"], is_first=not documents)
         documents.append({"name": name, **_result_document(result)})
     document = documents[0]
     if len(documents) > 1:
@@ -99,7 +102,7 @@ def subset(ctx: click.Context, /, **options: Any) -> None:
     if _is_from_catalog(spec) and (note := note_on_part(workspace, spec)):
         lines.append(f"note: {note}")
         document["note"] = note
-    print_result(lines, document, as_json=options["as_json"])
+    print_result(lines, document | source_field(workspace), as_json=options["as_json"])
 
 
 def _read_request(options: Mapping[str, Any], given: set[str]) -> tuple[SubsetSpec | CombineSpec, str]:
@@ -149,8 +152,8 @@ def _is_from_catalog(spec: SubsetSpec | CombineSpec) -> TypeGuard[SubsetSpec]:
 
 def _choose(
     workspace: Workspace, spec: SubsetSpec | CombineSpec, options: Mapping[str, Any], digest: str
-) -> tuple[list[str], dict[str, SubsetResult]]:
-    """Choose what a spec stands for, several subsets where it has folds: what was done before, and results by name."""
+) -> dict[str, SubsetResult]:
+    """Choose what a spec stands for, several subsets where it has folds: results by name."""
     from imgprep.errors import SpecError
     from imgprep.selection import SubsetSpec
     from imgprep.subset import SubsetResult, plan_subset, subset
@@ -173,12 +176,13 @@ def _choose(
                 line=selection.line,
                 selection=selection,
             )
-        return [], results
+        return results
     with workspace.locked("imgprep subset"):
-        lines = catch_up(workspace) if _is_from_catalog(spec) else []
+        if _is_from_catalog(spec):
+            catch_up(workspace)
         for name, each in wanted.items():
             results[name] = subset(workspace, each, name=name, overwrite=options["overwrite"], digest=digest)
-    return lines, results
+    return results
 
 
 def _result_document(result: SubsetResult) -> dict[str, Any]:
@@ -194,6 +198,9 @@ def _result_document(result: SubsetResult) -> dict[str, Any]:
         document["classes"] = [synset.wnid for synset in selection.catalog]
         document["passed_over"] = {synset.wnid: n for synset, n in selection.passed_over}
         document["left_out"] = selection.left_out
+        document["unlabelled"] = dict(selection.unlabelled)
+        document["untrained"] = dict(selection.untrained)
+        document["replaced"] = dict(selection.replaced)
     return document
 
 
@@ -208,10 +215,10 @@ def _require_current(workspace: Workspace) -> None:
             raise MissingInputError(f"a dry run needs an up-to-date {name}", f"run `imgprep {name}` first")
 
 
-def _result_lines(result: SubsetResult, *, dry_run: bool, is_first: bool) -> list[str]:
+def _result_lines(result: SubsetResult, gone: str, *, dry_run: bool, is_first: bool) -> list[str]:
     path, selection = result.folder / "manifest.csv", result.selection
     if selection is None:
-        return [f"up to date: {path} ({result.line}, digest {result.digest[:16]})"]
+        return [f"up to date: {path} ({result.line}, digest {result.digest[:16]}){gone}"]
     counts = [f"{selection.num_rows(split):,} {split}" for split in ("train", "val")]
     if selection.num_rows("test"):
         counts = [", ".join(counts), f"{selection.num_rows('test'):,} test"]
@@ -229,6 +236,10 @@ def _result_lines(result: SubsetResult, *, dry_run: bool, is_first: bool) -> lis
     ]
 
 
+def _counts_text(pictures: Mapping[str, int]) -> str:
+    return " and ".join(f"{number:,} {split}" for split, number in pictures.items())
+
+
 def _remarks(selection: Selection) -> list[str]:
     lines = []
     if selection.left_out:
@@ -244,6 +255,11 @@ def _remarks(selection: Selection) -> list[str]:
     if without:
         more = f" and {len(without) - 5} more" if len(without) > 5 else ""
         lines.append(f"without validation images: {', '.join(without[:5])}{more}")
-    if selection.unlabelled:
-        lines.append(f"{selection.unlabelled:,} validation pictures have no label and were left out")
+    for pictures, why in (
+        (selection.unlabelled, "they have no label"),
+        (selection.untrained, "their classes have no training images"),
+        (selection.replaced, "others were made of the training images"),
+    ):
+        if pictures:
+            lines.append(f"left out: {_counts_text(pictures)} images, as {why}")
     return lines

@@ -59,6 +59,7 @@ class Listing:
         label_lists: Lists of validation labels that lie beside the pictures; they must agree with each other.
         boxes: Boxes that the layout has from lists of its own instead of XML, each picture with its split.
         ignored: Names of members that look like pictures but do not fit the layout.
+        path_keys: How many pictures have a hash of their path for a key, as they would share one otherwise.
     """
 
     catalog: Catalog
@@ -67,6 +68,7 @@ class Listing:
     label_lists: Sequence[LabelList] = ()
     boxes: Sequence[tuple[Split, Annotation]] = ()
     ignored: Sequence[str] = ()
+    path_keys: int = 0
 
 
 class Layout(Protocol):

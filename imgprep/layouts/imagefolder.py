@@ -11,7 +11,6 @@ from imgprep.errors import SourceError
 from imgprep.layouts import ImageMember, LabelList, Listing
 from imgprep.layouts.naming import (
     NAME_LISTS,
-    check_unique,
     class_id,
     find_beside,
     is_picture,
@@ -19,6 +18,7 @@ from imgprep.layouts.naming import (
     picture_key,
     read_names,
     stem,
+    tell_apart,
 )
 from imgprep.records import Split
 from imgprep.sources import Member, Source
@@ -64,22 +64,24 @@ class ImageFolderLayout:
     def scan(self, source: Source) -> Listing:
         """List classes from the folders, and the pictures in them. Pictures right in a ``test`` folder have no class.
 
+        Keys are those of :func:`imgprep.layouts.naming.picture_key`, told apart by the path below the tree.
+
         Raises:
             SourceError: There is no picture in a folder, or two trees of them; a class has a name that cannot be used;
-                or two pictures have one key.
+                or two pictures have one key all the same.
             MemberError: A list of names is damaged.
         """
         members = source.members()
         prefix, split_folders = _find_tree(members, source)
-        images: list[ImageMember] = []
+        found: list[ImageMember] = []
         ignored: list[str] = []
         for member in members:
             image = _image(member, prefix, split_folders=split_folders, source=source)
             if image is not None:
-                images.append(image)
+                found.append(image)
             else:
                 ignored.append(member.name)
-        check_unique(images, source.path)
+        images, path_keys = tell_apart(found, prefix, source.path)
         wnids = sorted({image.wnid for image in images if image.wnid})
         names = read_names(source, members, prefix, wnids)
         beside = {member.name for member in find_beside(members, prefix, NAME_LISTS).values()}
@@ -90,6 +92,7 @@ class ImageFolderLayout:
             annotations=(),
             label_lists=[LabelList(name=f"{prefix}val", labels=val)] if val else (),
             ignored=[name for name in ignored if name not in beside],
+            path_keys=path_keys,
         )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +21,10 @@ from imgprep.sources import Member, Source
 NAME_LISTS: Final = (MAPPING, "words.txt", "classes.txt")
 """Files that may give classes names, the first that is there: ``<class> <names>``, one a line."""
 
-_PICTURE: Final = re.compile(r".+\.(?:jpe?g|png|bmp|webp|gif|tiff?)", re.IGNORECASE | re.DOTALL)
+EXTENSIONS: Final = ("jpg", "jpeg", "png", "bmp", "webp", "gif", "tif", "tiff")
+"""Extensions of pictures, in any case."""
+
+_PICTURE: Final = re.compile(rf".+\.(?:{'|'.join(EXTENSIONS)})", re.IGNORECASE | re.DOTALL)
 _IMAGENET: Final = re.compile(r"n\d{8}_\d+|ILSVRC\d{4}_(?:val|test)_\d{8}")
 _UNFIT: Final = re.compile(r"[^A-Za-z0-9_-]+")
 _MAX_KEY: Final = 90
@@ -31,9 +36,14 @@ def is_junk(name: str) -> bool:
     return any(step.startswith(".") or step == "__MACOSX" for step in name.split("/"))
 
 
+def has_extension(name: str) -> bool:
+    """Whether a name ends with one of :data:`EXTENSIONS`."""
+    return _PICTURE.fullmatch(name) is not None
+
+
 def is_picture(name: str) -> bool:
     """Whether a file is meant as a picture, by its extension."""
-    return is_plain(name) and not is_junk(name) and _PICTURE.fullmatch(name) is not None
+    return is_plain(name) and not is_junk(name) and has_extension(name)
 
 
 def stem(name: str) -> str:
@@ -66,7 +76,7 @@ def make_key(text: str) -> str:
 
 
 def picture_key(file_stem: str, wnid: str, split: Split) -> str:
-    """The key of a picture in a class folder; it depends on nothing else that is there.
+    """The key of a picture in a class folder, as long as no other has the same; see :func:`tell_apart`.
 
     ImageNet's own names, such as ``n01440764_10026`` and ``ILSVRC2012_val_00000293``, stay. Any other becomes
     ``CLASS_STEM``, unless it begins so, and in validation and test ``val_CLASS_STEM`` and ``test_CLASS_STEM``, as
@@ -99,20 +109,60 @@ def class_id(text: str, *, where: str) -> str:
     return composed
 
 
+def tell_apart(images: Sequence[ImageMember], prefix: str, path: Path) -> tuple[Sequence[ImageMember], int]:
+    """Give pictures whose keys are the same keys of their own; the others keep theirs.
+
+    A key depends on nothing else that is there, except that pictures whose keys would be the same get a hash of their
+    path: :func:`make_key` of the path below ``prefix``, extension and all. Every picture of such a group does, so the
+    order of the listing does not count. Where two of the paths differ in nothing but how accents are written, their
+    escaped form is hashed instead.
+
+    Args:
+        images: The pictures, with the keys of their layout.
+        prefix: What stands before the tree in the names of all of them.
+        path: The source, for messages.
+
+    Returns:
+        The pictures in the same order, and how many of them have a hash of their path.
+
+    Raises:
+        SourceError: Such a key is that of another picture too.
+    """
+    numbers = Counter(image.key for image in images)
+    if len(numbers) == len(images):
+        return images, 0
+    alike = {
+        place: image.member.name.removeprefix(prefix) for place, image in enumerate(images) if numbers[image.key] > 1
+    }
+    spellings = Counter(unicodedata.normalize("NFC", name) for name in alike.values())
+    told = list(images)
+    for place, name in alike.items():
+        text = name if spellings[unicodedata.normalize("NFC", name)] == 1 else ascii(name)
+        told[place] = replace(images[place], key=make_key(text))
+    check_unique(told, path)
+    return told, len(alike)
+
+
 def check_unique(images: Sequence[ImageMember], path: Path) -> None:
     """Check that no two pictures have one key.
 
     Raises:
-        SourceError: Two have; the message names both.
+        SourceError: Some have; the message counts the keys and names two pictures.
     """
     first: dict[str, ImageMember] = {}
+    second: dict[str, ImageMember] = {}
     for image in images:
-        other = first.setdefault(image.key, image)
-        if other is not image:
-            raise SourceError(
-                f"{path} has two pictures with the key {image.key}: {other.member.name} and {image.member.name}",
-                "remove one of them",
-            )
+        if first.setdefault(image.key, image) is not image:
+            second.setdefault(image.key, image)
+    if second:
+        key, image = next(iter(second.items()))
+        pair = f"{key}: {first[key].member.name} and {image.member.name}"
+        raise SourceError(
+            f"{path} has two pictures with the key {pair}"
+            if len(second) == 1
+            else f"{path}: {len(second):,} keys stand for more than one picture, e.g. {pair}",
+            "remove or rename one of them",
+        )
 
 
 def read_text(source: Source, member: Member) -> str:

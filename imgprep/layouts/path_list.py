@@ -13,8 +13,9 @@ from imgprep.layouts import ImageMember, LabelList, Listing
 from imgprep.layouts.ilsvrc import is_plain
 from imgprep.layouts.imagefolder import SPLIT_FOLDERS, ImageFolderLayout
 from imgprep.layouts.naming import (
-    check_unique,
+    EXTENSIONS,
     class_id,
+    has_extension,
     is_imagenet_name,
     is_junk,
     is_picture,
@@ -22,6 +23,7 @@ from imgprep.layouts.naming import (
     make_key,
     read_names,
     read_text,
+    tell_apart,
 )
 from imgprep.records import Split
 from imgprep.sources import Member, Source
@@ -54,10 +56,11 @@ class PathListLayout:
         """List what the CSV names; paths are relative to it. Classes are its labels in the order of their characters.
 
         The key of a picture is its path without the extension; see :func:`imgprep.layouts.naming.make_key` for what is
-        no key then. ImageNet's own file names stay.
+        no key then, and :func:`imgprep.layouts.naming.tell_apart` for keys that are the same. ImageNet's own file names
+        stay.
 
         Raises:
-            SourceError: There is no CSV, or several, or a picture is named that is not there, or two have one key.
+            SourceError: There is no CSV, or several, or two pictures have one key all the same.
             MemberError: A row has another form; the message names its line.
         """
         members = source.members()
@@ -66,8 +69,8 @@ class PathListLayout:
         by_path = {
             _composed(m.name.removeprefix(folder)): m for m in members if m.name.startswith(folder) and is_plain(m.name)
         }
-        images = _read_rows(read_text(source, chosen), chosen.name, by_path)
-        check_unique(images, source.path)
+        found = _read_rows(read_text(source, chosen), chosen.name, by_path, source)
+        images, path_keys = tell_apart(found, folder, source.path)
         wnids = sorted({image.wnid for image in images if image.wnid})
         listed = {image.member.name for image in images}
         val = {image.key: image.wnid for image in images if image.split == "val"}
@@ -77,6 +80,7 @@ class PathListLayout:
             annotations=(),
             label_lists=[LabelList(name=chosen.name, labels=val)] if val else (),
             ignored=[m.name for m in members if m.name not in listed and is_picture(m.name)],
+            path_keys=path_keys,
         )
 
 
@@ -103,30 +107,37 @@ def _choose(members: Sequence[Member], source: Source) -> Member:
         shown = ", ".join(member.name for member in chosen[:3])
         raise SourceError(
             f"{source.path} holds {len(chosen)} CSV files that may be the list: {shown}",
-            f"call the one with the columns path,label {LABELS}" if not named else "keep one of them",
+            _or_folders("keep one of them" if named else f"call the one with the columns path,label {LABELS}", members),
         )
     return chosen[0]
 
 
-def _read_rows(text: str, where: str, by_path: Mapping[str, Member]) -> list[ImageMember]:
+def _or_folders(advice: str, members: Sequence[Member]) -> str:
+    """The advice, and where there are class folders, that these can be taken instead."""
+    folders = "`--layout imagefolder` takes the folders for classes" if ImageFolderLayout().matches(members) else ""
+    return ", or: ".join(filter(None, (advice, folders)))
+
+
+def _read_rows(text: str, where: str, by_path: Mapping[str, Member], source: Source) -> list[ImageMember]:
     """The pictures a list names.
 
     Args:
         text: The list.
         where: Its name.
         by_path: What lies beside it, by path.
+        source: What it lies in, for advice.
     """
     images: list[ImageMember] = []
     lines: dict[str, int] = {}
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        columns = _columns(next(rows, []), where)
+        columns = _columns(next(rows, []), where, source)
         for row in rows:
             if not row:
                 continue
             line = rows.line_num
             try:
-                image = _row(row, columns, by_path)
+                image = _row(row, columns, by_path, source)
             except DamagedError as error:
                 raise MemberError(f"{where}, line {line}: {error.what}", error.advice) from None
             if (before := lines.setdefault(image.member.name, line)) != line:
@@ -139,7 +150,7 @@ def _read_rows(text: str, where: str, by_path: Mapping[str, Member]) -> list[Ima
     return images
 
 
-def _columns(header: Sequence[str], where: str) -> Mapping[str, int]:
+def _columns(header: Sequence[str], where: str, source: Source) -> Mapping[str, int]:
     """Places of the columns ``path``, ``label`` and, where it is there, ``split``."""
     found: dict[str, int] = {}
     for place, title in enumerate(header):
@@ -151,12 +162,13 @@ def _columns(header: Sequence[str], where: str) -> Mapping[str, int]:
             found[name] = place
     if not {"path", "label"} <= found.keys():
         raise MemberError(
-            f"{where}, line 1: expected the columns path (or filename) and label, got {','.join(header)[:120]!r}"
+            f"{where}, line 1: expected the columns path (or filename) and label, got {','.join(header)[:120]!r}",
+            _or_folders("", source.members()),
         )
     return found
 
 
-def _row(row: Sequence[str], columns: Mapping[str, int], by_path: Mapping[str, Member]) -> ImageMember:
+def _row(row: Sequence[str], columns: Mapping[str, int], by_path: Mapping[str, Member], source: Source) -> ImageMember:
     if len(row) <= max(columns.values()):
         raise MemberError(f"{len(row)} fields, expected {max(columns.values()) + 1} or more")
     path = _composed(row[columns["path"]].removeprefix("./"))
@@ -170,7 +182,13 @@ def _row(row: Sequence[str], columns: Mapping[str, int], by_path: Mapping[str, M
         )
     member = by_path.get(path)
     if member is None:
-        raise MemberError(f"there is no file {path[:120]!r} beside the list", "paths are relative to the list")
+        links = "; symbolic links are followed only with `imgprep fetch --from PATH --follow-links`"
+        raise MemberError(
+            f"there is no file {path[:120]!r} beside the list",
+            "paths are relative to the list" + (links if source.kind == "directory" else ""),
+        )
+    if not has_extension(path):
+        raise MemberError(f"{path[:120]!r} is no picture: known extensions are {', '.join(EXTENSIONS)}")
     label = row[columns["label"]].strip()
     if not label and split != "test":
         raise MemberError(f"the label of {path[:120]!r} is empty", "only pictures of the split test may be without")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -15,11 +15,20 @@ from imgprep.stats import SILENT, Progress
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One file of a source: its name with ``/`` between folders, its size, and its CRC-32 where it is listed."""
+    """One file of a source.
+
+    Attributes:
+        name: With ``/`` between folders.
+        num_bytes: Its size.
+        crc32: Its CRC-32, where it is listed.
+        mtime_ns: Time of its last change in nanoseconds since 1970, where it is a file of its own and nothing but this
+            tells of a change. It says nothing of the bytes, so it does not count in comparisons.
+    """
 
     name: str
     num_bytes: int
     crc32: int | None = None
+    mtime_ns: int | None = field(default=None, compare=False)
 
 
 class Source(Protocol):
@@ -45,13 +54,16 @@ class Source(Protocol):
     ) -> None: ...
 
 
-def open_source(path: Path, *, cache: Path | None = None, progress: Progress = SILENT) -> Source:
+def open_source(
+    path: Path, *, cache: Path | None = None, progress: Progress = SILENT, follow_links: bool = False
+) -> Source:
     """Open a directory, zip, tar, packed tar, or zip with a tar in it, told apart by content, not by name.
 
     Args:
         path: Where it lies.
         cache: Folder to keep the index of a packed tar in; without, it is read once from end to end each time.
         progress: Told of that pass, in bytes of the archive.
+        follow_links: Follow the symbolic links in a directory.
 
     Raises:
         MissingInputError: Nothing is there.
@@ -68,7 +80,7 @@ def open_source(path: Path, *, cache: Path | None = None, progress: Progress = S
     if path.is_dir():
         from imgprep.sources.directory import DirectorySource
 
-        return DirectorySource(path)
+        return DirectorySource(path, follow_links=follow_links)
     if path.exists() and not path.is_file():
         raise SourceError(f"{path} is neither a file nor a directory", "check the path after --from")
     if not path.is_file():
@@ -98,13 +110,19 @@ def open_source(path: Path, *, cache: Path | None = None, progress: Progress = S
     raise SourceError(f"{path} is neither a zip nor a tar nor a directory", "check the path, or download it again")
 
 
-def listing_digest(members: Sequence[Member]) -> str:
-    """SHA-256 over names, sizes and known CRCs in name order: equal listings have equal digests."""
+def listing_digest(members: Sequence[Member], *, with_times: bool = False) -> str:
+    """SHA-256 over names, sizes and known CRCs in name order: equal listings have equal digests.
+
+    Args:
+        members: What is listed.
+        with_times: Digest known times of change too.
+    """
     digest = hashlib.sha256()
     # Two million names fit into memory well, two million members less so: they are made one at a time.
     names = [member.name for member in members]
     for place in sorted(range(len(names)), key=names.__getitem__):
         member = members[place]
         crc = "" if member.crc32 is None else f"{member.crc32:08x}"
-        digest.update(f"{member.name}\0{member.num_bytes}\0{crc}\n".encode("utf-8", "surrogateescape"))
+        time = f"\0{member.mtime_ns}" if with_times else ""
+        digest.update(f"{member.name}\0{member.num_bytes}\0{crc}{time}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -36,6 +36,7 @@ from imgprep.twins import NONE, find_twins
 
 TRAIN: Final = 1_281_167
 VAL: Final = 50_000
+CLASSES: Final = 1000
 MIB: Final = 1 << 20
 
 
@@ -54,13 +55,15 @@ def made_up_hashes(kind: str, count: int) -> np.ndarray[Any, np.dtype[np.uint64]
 
 
 def measure_search(kind: str, distance: int, count: int) -> dict[str, Any]:
-    """One search; ``count`` pictures, of which the last twenty-seventh are for validation."""
+    """One search; ``count`` pictures of 1,000 classes, of which the last twenty-seventh are for validation."""
     hashes = made_up_hashes(kind, count)
-    in_train = np.arange(count) < count * TRAIN // (TRAIN + VAL)
+    splits = (np.arange(count) >= count * TRAIN // (TRAIN + VAL)).astype(np.int8)
+    classes = np.random.Generator(np.random.PCG64(1)).integers(0, CLASSES, count, dtype=np.int16)
     started = time.perf_counter()
-    found = find_twins(hashes, in_train, ~in_train, distance=distance)
+    found = find_twins(hashes, splits, classes, distance=distance)
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "near": int((found.earlier != NONE).sum()), "crowded": found.crowded}
+    counts = {name: int((getattr(found, name) != NONE).sum()) for name in ("earlier", "leak", "conflict")}
+    return {"seconds": seconds, "near": counts.pop("earlier"), **counts, "crowded": found.crowded}
 
 
 def measure_walk(path: str, workers: int) -> dict[str, Any]:

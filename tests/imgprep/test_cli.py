@@ -25,9 +25,10 @@ Cli = Callable[..., Result]
 
 
 def fails(result: Result, code: int, *said: str) -> None:
-    """Check the exit code, and that stderr is one line that says all of it, without a traceback."""
+    """Check the exit code, and that stderr is one line that says all of it, after what was done before, if anything."""
     assert (result.exit_code, result.stdout) == (code, ""), result.output
-    lines = [line for line in result.stderr.splitlines() if not line.startswith(("Usage:", "Try ", "\n")) and line]
+    passed_over = ("Usage:", "Try ", "catalog: ", "annotations: ", "odd but used: ")
+    lines = [line for line in result.stderr.splitlines() if line and not line.startswith(passed_over)]
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("Error: ")
     for text in said:
@@ -53,8 +54,8 @@ def test_the_street_from_fetch_to_shards_finds_its_own_way(cli: Cli, toy: tuple[
     ]
 
     assert [result.exit_code for result in outputs] == [0, 0, 0]
-    assert "annotations:" in outputs[1].stdout
-    assert f"{toy[1].val:,} validation" in outputs[1].stdout
+    assert "annotations:" in outputs[1].stderr
+    assert f"{toy[1].val:,} validation" in outputs[1].stderr
     assert "3 classes, 24 train and 12 val images" in outputs[1].stdout
     assert "36 images in = " in outputs[2].stdout
     assert Path("imgprep-data/shards/main/index.json").is_file()
@@ -101,6 +102,14 @@ def test_json_is_one_object_on_stdout(ready: Cli, toy_zip: Path) -> None:
             assert document["action"] in ("run", "skip")
 
 
+def test_pictures_whose_keys_would_be_the_same_are_counted(cli: Cli, tmp_path: Path) -> None:
+    for name in ("cat/x0.jpg", "cat/x0.png", "dog/1.jpg"):
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_bytes(b"")
+    assert cli("fetch", "--from", tmp_path / "tree").exit_code == 0
+    assert "; 2 have a hash of their path as key -> " in cli("catalog").stdout
+
+
 def test_dry_runs_write_nothing(ready: Cli, toy_zip: Path, tmp_path: Path) -> None:
     assert ready("fetch", "--from", toy_zip, "-n", "-w", "elsewhere").exit_code == 0
     assert not Path("elsewhere").exists()
@@ -143,6 +152,14 @@ def test_a_stage_that_was_left_out(ready: Cli) -> None:
 
 def test_an_unknown_class_with_near_matches(ready: Cli) -> None:
     fails(ready("subset", "--classes", "dics"), 2, "no class is named 'dics'", "did you mean n90000001 (disc)?")
+
+
+def test_what_was_done_before_a_failure_is_told(ready: Cli) -> None:
+    """The lines on catalog and annotations were lost where `subset` failed after them."""
+    result = ready("subset", "--classes", "dics")
+    fails(result, 2, "no class is named 'dics'")
+    assert result.stderr.startswith("catalog: 7 classes, ")
+    assert "annotations: " in result.stderr
 
 
 def test_more_classes_than_exist(ready: Cli) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from click.testing import CliRunner, Result
 
 from imgprep.cli.doctor import doctor
 from imgprep.errors import DamagedError, MissingInputError
+from imgprep.fetch import fetch
 from imgprep.findings import CODES
+from imgprep.testing.toy import ToyListing
 from imgprep.workspace import Workspace
 
 Run = Callable[..., Result]
@@ -25,16 +28,17 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def test_it_makes_what_it_needs_and_tells_what_it_found(fetched: Workspace, run: Run) -> None:
-    lines = run().stdout.splitlines()
+    result = run()
+    lines = result.stdout.splitlines()
     again = run().stdout.splitlines()
 
-    assert [line.split(":")[0] for line in lines[:3]] == ["catalog", "annotations", "doctor"]
-    assert lines[2] == "doctor: 69 pictures, 5 odd, 0 with a twin -> imgprep-data/catalog/doctor.csv"
-    assert [line.split()[:2] for line in lines[3:-1]] == [
+    assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["catalog", "annotations"]
+    assert lines[0] == "doctor: 69 pictures, 5 odd, 0 with a twin -> imgprep-data/catalog/doctor.csv"
+    assert [line.split()[:2] for line in lines[1:-1]] == [
         [code, "1"] for code in ("not-an-image", "undecodable", "truncated", "wrong-extension", "cmyk", "rotated")
     ]
     assert lines[-1] == "some of each: imgprep-data/catalog/doctor.png"
-    assert again == [line.replace("doctor: ", "up to date: ") for line in lines[2:]]
+    assert again == [line.replace("doctor: ", "up to date: ") for line in lines]
 
 
 def test_as_json_it_is_one_object(fetched: Workspace, run: Run) -> None:
@@ -71,6 +75,29 @@ def test_fail_on_ends_with_three_after_everything_was_written(
     assert (fetched.catalog / "doctor.csv").is_file()
 
 
+def test_fail_on_a_label_conflict(tmp_path: Path, run: Run, toy: tuple[Path, ToyListing]) -> None:
+    """One picture of the toy once more, under another class."""
+    folder = "ILSVRC/Data/CLS-LOC/train"
+    with zipfile.ZipFile(toy[0]) as source, zipfile.ZipFile(tmp_path / "more.zip", "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+        first = next(
+            name
+            for name in source.namelist()
+            if name.startswith(f"{folder}/n90000001/") and Path(name).stem not in toy[1].odd
+        )
+        target.writestr(f"{folder}/n90000002/n90000002_999.JPEG", source.read(first))
+    workspace = Workspace(tmp_path / "imgprep-data")
+    workspace.root.mkdir()
+    fetch(workspace, tmp_path / "more.zip")
+    with pytest.raises(DamagedError, match="--fail-on names: label-conflict 2 -"):
+        run("--fail-on", "label-conflict")
+
+    lines = run().stdout.splitlines()
+    assert lines[0].startswith("up to date: 70 pictures, 5 odd, 2 with a twin")
+    assert [line.split()[:2] for line in lines[-3:-1]] == [["label-conflict", "2"], ["duplicate", "1"]]
+
+
 def test_fail_on_what_is_not_there_is_success(fetched: Workspace, run: Run) -> None:
     assert run("--fail-on", "leak,duplicate,deep").exit_code == 0
 
@@ -90,10 +117,6 @@ def test_options_out_of_range_are_usage_errors(fetched: Workspace, run: Run, arg
 
 
 def test_annotations_that_cannot_be_used_are_no_reason_not_to_look(tmp_path: Path, run: Run, toy_zip: Path) -> None:
-    import zipfile
-
-    from imgprep.fetch import fetch
-
     with zipfile.ZipFile(toy_zip) as source, zipfile.ZipFile(tmp_path / "broken.zip", "w") as target:
         for name in source.namelist():
             content = source.read(name)

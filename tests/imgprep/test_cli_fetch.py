@@ -638,3 +638,64 @@ def packed_bytes(cache: Path, archive: VirtualImagenet, names: set[str]) -> int:
             reader.feed(piece)
     directory = reader.finish()
     return sum(int(directory.packed[directory.find(name)]) for name in names)
+
+
+def folder_of_links(root: Path) -> Path:
+    """Class folders that are links, as subsets of ImageNet are often made, a link to nowhere and one that loops."""
+    for wnid in ("n01440764", "n02102040"):
+        (root / "store" / wnid).mkdir(parents=True)
+        for number in range(2):
+            (root / "store" / wnid / f"{wnid}_{number}.JPEG").write_bytes(b"\xff\xd8")
+    chosen = root / "chosen" / "train"
+    chosen.mkdir(parents=True)
+    for wnid in ("n01440764", "n02102040"):
+        (chosen / wnid).symlink_to(root / "store" / wnid)
+    (chosen / "missing").symlink_to(root / "nothing")
+    (chosen / "loop").symlink_to(chosen)
+    return root / "chosen"
+
+
+def test_links_that_were_not_followed_are_said(cli: Cli, tmp_path: Path) -> None:
+    path = folder_of_links(tmp_path)
+    fails(cli("fetch", "--from", path), 3, "4 symbolic links were not followed", "follow them with --follow-links")
+    for wnid in ("n03000684", "n03028079"):
+        (path / "train" / wnid).mkdir()
+        (path / "train" / wnid / f"{wnid}_1.JPEG").write_bytes(b"\xff\xd8")
+    result = cli("fetch", "--from", path)
+
+    assert result.exit_code == 0, result.output
+    said = "4 symbolic links were not followed (first: train/loop); --follow-links follows them"
+    assert result.stderr == f"Warning: {said}\n"
+    printed = json.loads(cli("fetch", "--from", path, "--json").stdout)
+    assert printed["links"] == {"not_followed": {"count": 4, "first": "train/loop"}}
+
+
+def test_links_that_are_followed(cli: Cli, tmp_path: Path) -> None:
+    path = folder_of_links(tmp_path)
+    result = cli("fetch", "--from", path, "--follow-links", "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+
+    assert (document["source"]["num_members"], document["source"]["follow_links"]) == (4, True)
+    assert document["links"] == {
+        "broken": {"count": 1, "first": "train/missing"},
+        "circular": {"count": 1, "first": "train/loop"},
+    }
+    assert "1 symbolic links lead nowhere (first: train/missing)" in result.stderr
+    assert "1 symbolic links lead back to a folder they lie in (first: train/loop)" in result.stderr
+    assert "4 train" in cli("catalog").stdout
+
+
+def test_following_links_goes_with_a_folder(cli: Cli, toy_zip: Path) -> None:
+    fails(cli("fetch", "--follow-links"), 2, "--follow-links goes with --from")
+    fails(cli("fetch", "--from", toy_zip, "--follow-links"), 2, "--follow-links goes with a folder")
+    assert files() == {}
+
+
+def test_a_folder_that_was_changed_in_place_is_not_up_to_date(cli: Cli, tmp_path: Path) -> None:
+    path = folder_of_links(tmp_path)
+    assert cli("fetch", "--from", path, "--follow-links").exit_code == 0
+    touch(path / "train" / "n01440764" / "n01440764_0.JPEG")
+    fails(cli("fetch", "--from", path, "--follow-links"), 2, "files were changed in place", "use --overwrite")
+    assert cli("fetch", "--from", path, "--follow-links", "--overwrite").stdout.startswith("adopted ")
+    assert cli("fetch", "--from", path, "--follow-links").stdout.startswith("up to date: ")

@@ -10,17 +10,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from imgprep import decoder_process
 from imgprep.annotations import annotations
 from imgprep.catalog import catalog
+from imgprep.contact_sheet import Tile, draw_sheet
 from imgprep.diagnosis import Diagnosis
-from imgprep.doctor import SHEET, DoctorSpec, compare_box, doctor
-from imgprep.errors import MissingInputError, SpecError
+from imgprep.doctor import SHEET, DoctorSpec, _compose, _Seen, compare_box, doctor
+from imgprep.errors import DamagedError, MissingInputError, SpecError
 from imgprep.executors import ThreadExecutor
 from imgprep.fetch import fetch
 from imgprep.findings import COLUMNS, read_doctor
+from imgprep.records import SPLITS
 from imgprep.testing.toy import ToyListing
 from imgprep.workspace import Workspace
 
@@ -40,18 +44,23 @@ def jpeg(image: Image.Image, quality: int = 92) -> bytes:
 PAIRS = {
     "train/cat/a.jpg": jpeg(picture(1)),
     "train/cat/b.jpg": jpeg(picture(2)),
-    "train/cat/c.jpg": jpeg(picture(1), quality=60),  # looks like a
-    "train/dog/d.jpg": jpeg(picture(1)),  # is a
+    "train/cat/c.jpg": jpeg(picture(1), quality=60),  # looks like a, and like d, a dog
+    "train/dog/d.jpg": jpeg(picture(1)),  # is a, a cat
     "train/dog/e.jpg": jpeg(picture(3)),  # is in val
-    "train/dog/f.jpg": jpeg(picture(4).resize((60, 45))),  # looks like one in val
+    "train/dog/f.jpg": jpeg(picture(4).resize((60, 45))),  # looks like a cat in val
     "train/dog/g.jpg": jpeg(picture(3)),  # is e, and in val
     "train/dog/h.jpg": jpeg(Image.new("RGB", (60, 40))),
     "train/dog/i.jpg": jpeg(Image.new("RGB", (60, 41))),  # as plain as h, which is no likeness
     "train/dog/j.jpg": b"",
     "train/dog/k.jpg": b"",  # as empty as j, which is no copy
-    "val/cat/l.jpg": jpeg(picture(3)),
+    "train/dog/q.jpg": jpeg(picture(5)),  # is in test
     "val/cat/m.jpg": jpeg(picture(4)),
-    "val/cat/n.jpg": jpeg(picture(4)),  # val alone is nobody's leak
+    "val/cat/n.jpg": jpeg(picture(4)),  # is m
+    "val/cat/o.jpg": jpeg(picture(6)),  # looks like one in test, which has no class
+    "val/dog/l.jpg": jpeg(picture(3)),  # is nobody's leak: train is before val
+    "test/p.jpg": jpeg(picture(6), quality=60),
+    "test/r.jpg": jpeg(picture(5)),
+    "test/s.jpg": jpeg(picture(6), quality=50),  # looks like p
 }
 
 
@@ -117,22 +126,116 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(cataloged: Workspace) 
 
 def test_pairs_are_found_and_the_graver_twin_is_named(tmp_path: Path) -> None:
     workspace = folder_workspace(tmp_path, PAIRS)
-    table = doctor(workspace).table
+    result = doctor(workspace)
     found = {
-        Path(path).stem: (findings, twin.rpartition("_")[2])
-        for path, findings, twin in zip(table["path"], table["findings"], table["twin"], strict=True)
-        if findings
+        Path(row["path"]).stem: (row["findings"], row["twin"].rpartition("_")[2], row["conflict"].rpartition("_")[2])
+        for row in result.table.to_dict("records")
+        if row["findings"]
     }
 
     assert found == {
-        "c": ("near-duplicate", "a"),
-        "d": ("duplicate", "a"),
-        "e": ("leak", "l"),
-        "f": ("leak", "m"),
-        "g": ("leak duplicate", "l"),
-        "j": ("not-an-image", ""),
-        "k": ("not-an-image", ""),
+        "a": ("label-conflict", "", "d"),
+        "c": ("label-conflict near-duplicate", "a", "d"),
+        "d": ("label-conflict duplicate", "a", "a"),
+        "e": ("leak", "l", ""),
+        "f": ("leak label-conflict", "m", "m"),
+        "g": ("leak duplicate", "l", ""),
+        "j": ("not-an-image", "", ""),
+        "k": ("not-an-image", "", ""),
+        "n": ("duplicate", "m", ""),
+        "o": ("leak", "p", ""),
+        "q": ("leak", "r", ""),
+        "s": ("near-duplicate", "p", ""),
     }
+    assert (result.stats["in_pairs"], result.stats["label-conflict"]) == (10, 4)
+
+
+Drawn = list[tuple[int | None, int | None, int, int]]
+"""Digest, hash, split and class of each picture."""
+
+
+def oracle(drawn: Drawn, near: int) -> list[tuple[str, str, str]]:
+    """Codes of pairs, twin and conflict as findings.py words them, by a look at all pairs."""
+    answers = []
+    for place, (digest, phash, split, label) in enumerate(drawn):
+        same, later, against = [], [], []
+        for at, (other_digest, other_phash, other_split, other_label) in enumerate(drawn):
+            if digest is not None and digest == other_digest:
+                rank = (0, 0, at)
+            elif phash is not None and other_phash is not None and (phash ^ other_phash).bit_count() <= near:
+                rank = (1, (phash ^ other_phash).bit_count(), at)
+            else:
+                continue
+            if other_split == split and at < place:
+                same.append(rank)
+            if other_split > split:
+                later.append(rank)
+            if other_split >= split and label and other_label and label != other_label:
+                against.append(rank)
+        codes = [code for code, ranks in (("leak", later), ("label-conflict", against)) if ranks]
+        codes += [("duplicate", "near-duplicate")[min(same)[0]]] if same else []
+        twin, conflict = (f"k{min(ranks)[2]}" if ranks else "" for ranks in (later or same, against))
+        answers.append((" ".join(codes), twin, conflict))
+    return answers
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([None, 0, 1, 2]),
+            st.sampled_from([None, 0, 1, 3, 0xFF, 0x1FF]),
+            st.integers(0, 2),
+            st.integers(0, 2),
+        ),
+        max_size=14,
+    ),
+    st.integers(0, 3),
+)
+def test_the_rows_say_of_pairs_what_all_pairs_say(drawn: Drawn, near: int) -> None:
+    rows = pd.DataFrame(
+        [(f"k{at}", SPLITS[split], "", ("", "cat", "dog")[label]) for at, (_, _, split, label) in enumerate(drawn)],
+        columns=["key", "split", "path", "wnid"],
+        dtype="str",
+    )
+    seen = [
+        _Seen(Diagnosis(phash=phash), None if digest is None else bytes([7] * 15 + [digest]))
+        for digest, phash, _, _ in drawn
+    ]
+    table, crowded = _compose(rows, seen, {}, DoctorSpec(near_distance=near))
+
+    assert list(zip(table["findings"], table["twin"], table["conflict"], strict=True)) == oracle(drawn, near)
+    assert crowded == 0
+
+
+def test_a_pair_that_contradicts_itself_is_shown_once_and_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = folder_workspace(tmp_path, {name: PAIRS[name] for name in ("train/cat/a.jpg", "train/dog/d.jpg")})
+    drawn: list[list[tuple[str, ...]]] = []
+
+    def remember(rows: list[list[Tile]]) -> Image.Image:
+        drawn.extend([tile.caption for tile in row] for row in rows)
+        return draw_sheet(rows)
+
+    monkeypatch.setattr("imgprep.doctor.draw_sheet", remember)
+    a, d = doctor(workspace).table["key"]
+
+    assert [[caption[:2] for caption in row] for row in drawn] == [
+        [("label-conflict", a), (f"twin of {a}", d)],
+        [("duplicate", d), (f"twin of {d}", a)],
+    ]
+    assert [[caption[2] for caption in row] for row in drawn] == [
+        ["train cat", "train dog"],
+        ["train dog", "train cat"],
+    ]
+
+
+def test_a_split_that_is_none_is_refused(tmp_path: Path) -> None:
+    workspace = folder_workspace(tmp_path, {name: PAIRS[name] for name in ("train/cat/a.jpg", "train/dog/d.jpg")})
+    manifest = workspace.catalog / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace(",train,", ",trial,"))
+    with pytest.raises(DamagedError, match=r"manifest.csv: 'trial' is no split - run `imgprep catalog` again"):
+        doctor(workspace)
 
 
 def test_a_distance_of_zero_keeps_only_equal_hashes(tmp_path: Path) -> None:
@@ -141,7 +244,7 @@ def test_a_distance_of_zero_keeps_only_equal_hashes(tmp_path: Path) -> None:
     strict, loose = (doctor(workspace, DoctorSpec(near_distance=bits)).table for bits in (0, 8))
 
     assert strict["findings"].tolist() == ["", ""]
-    assert loose["findings"].tolist() == ["", "near-duplicate"]
+    assert loose["findings"].tolist() == ["label-conflict", "label-conflict near-duplicate"]
 
 
 def test_it_is_done_once_and_again_when_an_option_or_an_input_changed(cataloged: Workspace) -> None:

@@ -12,6 +12,7 @@ from imgprep.errors import ImgprepError, as_imgprep_error
 EXIT_CODES = {
     "ImgprepError": 1,
     "LockedError": 1,
+    "WorkerDiedError": 1,
     "UsageError": 2,
     "SpecError": 2,
     "UnknownClassError": 2,

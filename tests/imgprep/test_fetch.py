@@ -111,3 +111,33 @@ def test_two_plans_at_once_do_not_replace_each_other(tmp_path: Path) -> None:
         adopt(workspace, second)
 
     assert read_source_record(workspace).name == "a.zip"
+
+
+def test_a_workspace_that_a_link_leads_to_is_refused(tmp_path: Path) -> None:
+    write_toy_imagenet(tmp_path / "toy", TINY)
+    (tmp_path / "other" / "imgprep-data").mkdir(parents=True)
+    (tmp_path / "toy" / "link").symlink_to(tmp_path / "other")
+    workspace = Workspace(tmp_path / "other" / "imgprep-data")
+    with pytest.raises(UsageError, match="lies inside the source"):
+        fetch(workspace, tmp_path / "toy", follow_links=True)
+
+    assert fetch(workspace, tmp_path / "toy").links.not_followed == ["link"]
+
+
+def test_links_are_followed_in_folders_only(tmp_path: Path, toy_zip: Path) -> None:
+    with pytest.raises(UsageError, match=r"--follow-links goes with a folder, and .* kind zip"):
+        fetch(Workspace(tmp_path / "w"), toy_zip, follow_links=True)
+
+
+def test_another_answer_about_links_matters_where_there_are_some(tmp_path: Path) -> None:
+    write_toy_imagenet(tmp_path / "toy", TINY)
+    workspace = Workspace(tmp_path / "w")
+    fetch(workspace, tmp_path / "toy")
+
+    assert fetch(workspace, tmp_path / "toy", follow_links=True).action == "skip"
+    assert read_source_record(workspace).follow_links
+    (tmp_path / "new").touch()
+    (tmp_path / "toy" / "link").symlink_to(tmp_path / "new")
+    assert fetch(workspace, tmp_path / "toy").action == "skip"
+    with pytest.raises(OutputExistsError, match=r"num_members was \d+, now \d+.*follow_links was False, now True"):
+        fetch(workspace, tmp_path / "toy", follow_links=True)

@@ -8,7 +8,18 @@ import pandas as pd
 import pytest
 
 from imgprep.errors import DamagedError, MissingInputError
-from imgprep.findings import CODES, COLUMNS, ODD_CODES, PAIR_CODES, codes_of, drop_word, is_odd, read_doctor
+from imgprep.findings import (
+    CODES,
+    COLUMNS,
+    ODD_CODES,
+    PAIR_CODES,
+    codes_of,
+    drop_word,
+    is_odd,
+    other_column,
+    read_doctor,
+)
+from imgprep.selection import DROPS
 from imgprep.tables import write_table
 
 
@@ -48,8 +59,36 @@ def test_without_a_table_the_command_is_named(tmp_path: Path) -> None:
         read_doctor(tmp_path / "doctor.csv")
 
 
+def test_the_table_of_an_older_version_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    table = rows("", "leak")
+    write_table(tmp_path / "doctor.csv", table.drop(columns="conflict"))
+    with pytest.raises(MissingInputError, match="older version, without the column conflict - run `imgprep doctor` ag"):
+        read_doctor(tmp_path / "doctor.csv")
+
+    write_table(tmp_path / "doctor.csv", table.drop(columns="twin"))
+    with pytest.raises(DamagedError, match="has the columns key,"):
+        read_doctor(tmp_path / "doctor.csv")
+
+    (tmp_path / "doctor.csv").write_bytes(b"\xff\x00," * 5000)
+    with pytest.raises(DamagedError, match="run `imgprep doctor` again"):
+        read_doctor(tmp_path / "doctor.csv")
+
+
+def test_every_code_of_a_pair_has_a_column_for_the_other_one() -> None:
+    assert [other_column(code) for code in PAIR_CODES] == ["twin", "conflict", "twin", "twin"]
+    assert set(map(other_column, PAIR_CODES)) <= COLUMNS.keys()
+
+
 @pytest.mark.parametrize(
-    ("findings", "odd"), [("", False), ("cmyk", True), ("leak", False), ("duplicate leak", False), ("leak deep", True)]
+    ("findings", "odd"),
+    [
+        ("", False),
+        ("cmyk", True),
+        ("leak", False),
+        ("label-conflict", False),
+        ("duplicate leak", False),
+        ("leak deep", True),
+    ],
 )
 def test_a_pair_alone_is_not_odd(findings: str, odd: bool) -> None:
     assert is_odd(findings) is odd
@@ -64,5 +103,6 @@ def test_what_the_xml_says_otherwise_is_no_reason_to_drop_a_picture() -> None:
     words = {code: drop_word(code) for code in CODES}
 
     assert [code for code, word in words.items() if not word] == ["size-differs", "box-outside"]
-    assert [code for code, word in words.items() if word in ("leaks", "duplicates")] == [*PAIR_CODES]
+    assert [words[code] for code in PAIR_CODES] == ["leaks", "conflicts", "duplicates", "duplicates"]
+    assert {word for word in words.values() if word} == set(DROPS)
     assert words["truncated"] == "odd"

@@ -80,7 +80,7 @@ def test_a_class_is_called_by_its_first_name() -> None:
         ("tench", "trench", "was edited"),
         ('"num_samples": 3', '"num_samples": 4', "edited|hold 3 samples"),
         ("imgprep-train-000000.tar", "../../secret", "bad file name"),
-        ('"version": 1', '"version": 2', "version 2"),
+        ('"version": 2', '"version": 1', "version 1"),
         ('"format": "imgprep-index"', '"format": "x"', "not an imgprep-index"),
         ('"shards"', '"chards"', "incomplete"),
         ('"label": 1', '"label": 7', "0, 1, 2"),
@@ -92,6 +92,18 @@ def test_an_edited_index_is_damage(old: str, new: str, said: str) -> None:
     assert old in text
     with pytest.raises(DamagedError, match=said):
         parse_index(text.replace(old, new, 1))
+
+
+@given(indexes(), st.data())
+def test_any_edit_of_a_value_is_noticed(index: ShardIndex, data: st.DataObject) -> None:
+    """The spec and where things come from are told on: they must be what was written, too."""
+    document = json.loads(index.to_json())
+    part = data.draw(st.sampled_from(["spec", "provenance"]))
+    document[part]["edited"] = data.draw(st.integers())
+    with pytest.raises(DamagedError, match="edited: its own digest"):
+        parse_index(json.dumps(document))
+    # However it is indented, it says the same.
+    assert parse_index(json.dumps(json.loads(index.to_json()))) == index
 
 
 def test_an_index_that_contradicts_itself_cannot_be_built() -> None:

@@ -1,7 +1,10 @@
 """Class folders: from any container, with and without splits, with odd names, up to shards."""
 
 import io
+import re
+from collections import Counter
 from pathlib import Path
+from random import Random
 from typing import get_args
 
 import pandas as pd
@@ -17,6 +20,7 @@ from imgprep.fetch import fetch
 from imgprep.index import read_index
 from imgprep.layouts import Listing, find_layout, get_layout
 from imgprep.layouts.imagefolder import ImageFolderLayout
+from imgprep.layouts.naming import make_key
 from imgprep.records import is_key
 from imgprep.selection import SubsetSpec
 from imgprep.shard import ShardSpec, plan_job, shard
@@ -118,8 +122,6 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     ("files", "message"),
     [
         (["a/cat/1.jpg", "b/dog/1.jpg"], r"class folders in 2 places: a/ \(1 pictures\), b/"),
-        (["cat/1.jpg", "cat/1.png", "dog/1.jpg"], "key cat_1: cat/1.jpg and cat/1.png"),
-        (["cat/1.jpg", "cat/cat_1.jpg", "dog/1.jpg"], "key cat_1: cat/1.jpg and cat/cat_1.jpg"),
         (["x, y/1.jpg", "dog/1.jpg"], "the class 'x, y' has a comma"),
     ],
 )
@@ -158,24 +160,98 @@ class Names:
         return [Member(name, 0) for name in self.names]
 
 
-STEPS = st.text("ab é-.", min_size=1, max_size=4).filter(lambda text: not text.startswith("."))
+STEPS = st.text("abe_ é\u0301-.", min_size=1, max_size=4).filter(lambda text: not text.startswith("."))
+EXTENSIONS = st.sampled_from(["jpg", "png", "JPG"])
 
 
-@given(st.sets(st.tuples(STEPS, STEPS), min_size=1, max_size=8))
-def test_keys_are_unique_and_do_not_depend_on_neighbours(pairs: set[tuple[str, str]]) -> None:
-    names = sorted(f"{folder}/{stem}.jpg" for folder, stem in pairs)
-    layout = ImageFolderLayout()
-    alone = {}
-    for name in names:
-        (image,) = layout.scan(Names([name])).images  # type: ignore[arg-type]
-        alone[name] = image.key
-    assert all(map(is_key, alone.values()))
-    if len(set(alone.values())) < len(names):
-        with pytest.raises(SourceError, match="two pictures with the key"):
-            layout.scan(Names(names))  # type: ignore[arg-type]
-    else:
-        images = layout.scan(Names(names)).images  # type: ignore[arg-type]
-        assert {image.member.name: image.key for image in images} == alone
+def keys_by_name(names: list[str]) -> dict[str, str]:
+    return {image.member.name: image.key for image in ImageFolderLayout().scan(Names(names)).images}  # type: ignore[arg-type]
+
+
+@given(
+    st.sampled_from([[""], ["train/", "val/", "test/", "Valid/"]]).flatmap(
+        lambda splits: st.sets(
+            st.builds("{}{}/{}.{}".format, st.sampled_from(splits), STEPS, STEPS, EXTENSIONS), min_size=1, max_size=9
+        )
+    ),
+    st.randoms(),
+)
+def test_keys_are_unique_and_depend_on_neighbours_only_where_they_collide(names: set[str], random: Random) -> None:
+    listed = sorted(names)
+    alone = {name: keys_by_name([name])[name] for name in listed}
+    together = keys_by_name(listed)
+    random.shuffle(listed)
+
+    assert keys_by_name(listed) == together
+    assert together.keys() == names
+    assert len(set(together.values())) == len(names)
+    assert all(map(is_key, together.values()))
+    numbers = Counter(alone.values())
+    assert all((together[name] == alone[name]) == (numbers[alone[name]] == 1) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("colliding", "keys"),
+    [
+        (["cat/0.jpg", "cat/cat_0.jpg"], ["cat_0_jpg-448d51664b97b41c", "cat_cat_0_jpg-"]),
+        (["cat/x0.jpg", "cat/x0.png"], ["cat_x0_jpg-", "cat_x0_png-"]),
+        (["a/b_c.jpg", "a_b/c.jpg"], ["a_b_c_jpg-", "a_b_c_jpg-"]),
+        (["a/n01440764_1.JPEG", "b/n01440764_1.JPEG"], ["a_n01440764_1_JPEG-", "b_n01440764_1_JPEG-"]),
+        (["Mo\u0308we/1.jpg", "Möwe/1.jpg"], ["_Mo_u0308we_1_jpg_-", "_M_xf6we_1_jpg_-"]),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "set/"])
+def test_pictures_whose_keys_collide_get_a_hash_of_their_path(
+    tmp_path: Path, prefix: str, colliding: list[str], keys: list[str]
+) -> None:
+    listing = scan(tmp_path, {f"{prefix}{name}": b"" for name in (*colliding, "dog/1.jpg")})
+
+    for image, key in zip(listing.images, (*keys, "dog_1"), strict=True):
+        assert re.fullmatch(f"{key}[0-9a-f]*", image.key)
+    assert listing.path_keys == len(colliding)
+    assert [image.key for image in listing.images] == list(keys_by_name([*colliding, "dog/1.jpg"]).values()), (
+        "where the tree lies does not count"
+    )
+
+
+def test_labels_go_by_the_keys_told_apart(tmp_path: Path) -> None:
+    names = ["train/cat/1.jpg", "train/dog/1.jpg", "val/cat/1.jpg", "val/cat/1.png", "val/dog/1.jpg"]
+    listing = scan(tmp_path, dict.fromkeys(names, b""))
+
+    labels = {image.key: image.wnid for image in listing.images if image.split == "val"}
+    assert [dict(found.labels) for found in listing.label_lists] == [labels]
+    assert len(labels) == 3
+    assert labels["val_dog_1"] == "dog"
+
+
+@pytest.mark.parametrize(
+    ("imitated", "message"),
+    [
+        (["cat/1.jpg"], r"two pictures with the key cat_1_jpg-\w+: cat/1\.jpg and cat/cat_1_jpg-\w+\.gif"),
+        (["cat/1.jpg", "cat/1.png"], r"2 keys stand for more than one picture, e\.g\. cat_1_jpg-\w+: cat/1\.jpg and "),
+    ],
+)
+def test_a_name_that_imitates_a_hash_is_refused(imitated: list[str], message: str) -> None:
+    names = ["cat/1.jpg", "cat/1.png", *(f"cat/{make_key(name)}.gif" for name in imitated)]
+    with pytest.raises(SourceError, match=message):
+        keys_by_name(names)
+
+
+def test_what_is_odd_has_keys_of_its_own(real_data: Path, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "w")
+    workspace.root.mkdir()
+    fetch(workspace, real_data / "awkward.zip")
+    counted = catalog(workspace).stats
+    annotations(workspace)
+    manifest = pd.read_csv(workspace.catalog / "manifest.csv")
+
+    assert counted["train"] == len(manifest) == manifest["key"].nunique() > 100
+    hashed = manifest[manifest["path"].str.contains("rotating-squares")]["key"]
+    assert sorted(key.rpartition("-")[0] for key in hashed) == [
+        "animated_rotating-squares_gif",
+        "animated_rotating-squares_webp",
+    ]
+    assert counted["path_keys"] == 2
 
 
 @pytest.mark.parametrize("container", get_args(Container))

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgprep.errors import DamagedError, SourceError
+from imgprep.errors import DamagedError, MemberError, SourceError
 from imgprep.layouts import Listing, find_layout, get_layout
+from imgprep.layouts.naming import make_key
 from imgprep.layouts.path_list import PathListLayout
 from imgprep.sources import Member, open_source
 from imgprep.testing.containers import Container, write_source
@@ -64,6 +65,7 @@ def test_paths_are_found_however_accents_are_written(tmp_path: Path) -> None:
         ("path,label,filename\n", "line 1: two columns path"),
         ("path,label\n", "lists no picture"),
         ("path,label\nx/no.png,cat\n", "line 2: there is no file 'x/no.png'"),
+        ("path,label\nc.jpg,a\nlabels.csv,b\n", "line 3: 'labels.csv' is no picture: known extensions are jpg, jpeg"),
         ("path,label\nc.jpg,cat\nx/b.jpg,cat\nc.jpg,dog\n", "line 4: set/c.jpg was on line 2"),
         ("path,label\nc.jpg,\n", "line 2: the label of 'c.jpg' is empty"),
         ("path,label\n,cat\n", "line 2: the path is empty"),
@@ -87,9 +89,54 @@ def test_a_list_that_is_not_utf8_is_named(tmp_path: Path) -> None:
         scan(tmp_path, "", more={"set/labels.csv": b"path,label\n\xff,a\n"})
 
 
-def test_two_pictures_with_one_key_are_named(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"set/c\.jpg and set/c\.png"):
-        scan(tmp_path, "path,label\nc.jpg,a\nc.png,b\n", more={"set/c.png": b""})
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_pictures_whose_keys_collide_get_a_hash_of_their_path(tmp_path: Path, split: str) -> None:
+    rows = ["c.jpg,a", "c.png,b", "n01440764_1.JPEG,a", "x/n01440764_1.JPEG,b", "d.jpg,a"]
+    more = dict.fromkeys((f"set/{row.split(',')[0]}" for row in rows), b"")
+    listing = scan(tmp_path, "\n".join(["path,label,split", *(f"{row},{split}" for row in rows)]), more=more)
+
+    keys = [image.key for image in listing.images]
+    assert keys == [*map(make_key, ("c.jpg", "c.png", "n01440764_1.JPEG", "x/n01440764_1.JPEG")), "d"]
+    assert keys[:2] == ["c_jpg-acec91c45d84ab02", "c_png-ea595f74a26b85d3"]
+    assert listing.path_keys == 4
+    labels = [dict(zip(keys, "ababa", strict=True))] if split == "val" else []
+    assert [dict(found.labels) for found in listing.label_lists] == labels
+
+
+def test_a_name_that_imitates_a_hash_is_refused(tmp_path: Path) -> None:
+    imitation = f"{make_key('c.jpg')}.png"
+    rows = f"path,label\nc.jpg,a\nc.png,b\n{imitation},b\n"
+    with pytest.raises(SourceError, match=rf"two pictures with the key c_jpg-\w+: set/c\.jpg and set/{imitation}"):
+        scan(tmp_path, rows, more={"set/c.png": b"", f"set/{imitation}": b""})
+
+
+@pytest.mark.parametrize("container", get_args(Container))
+def test_links_are_spoken_of_where_there_may_be_some(tmp_path: Path, container: Container) -> None:
+    with pytest.raises(MemberError, match=r"there is no file 'no\.jpg'") as caught:
+        scan(tmp_path, "path,label\nno.jpg,a\n", container=container)
+
+    assert ("--follow-links" in caught.value.advice) == (container == "directory")
+
+
+@pytest.mark.parametrize("folders", [True, False])
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        (["labels.csv"], r"^labels\.csv, line 1: expected the columns path .*, got 'id,breed'"),
+        (["labels.csv", "old/labels.csv"], "holds 2 CSV files .* - keep one of them"),
+        (["a.csv", "b.csv"], r"holds 2 CSV files .* - call the one with the columns path,label labels\.csv"),
+    ],
+)
+def test_class_folders_are_another_way(tmp_path: Path, folders: bool, lists: list[str], message: str) -> None:
+    names = ["cat/1.jpg", "dog/1.jpg"] if folders else ["all/1.jpg"]
+    files = dict.fromkeys(names, b"") | dict.fromkeys(lists, b"id,breed\n1,pug\n")
+    with (
+        open_source(write_source(tmp_path / "a", files, "zip")) as source,
+        pytest.raises(DamagedError, match=message) as caught,
+    ):
+        get_layout("path-list").scan(source)
+
+    assert ("`--layout imagefolder`" in caught.value.advice) == folders
 
 
 @pytest.mark.parametrize(

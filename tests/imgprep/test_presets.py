@@ -127,10 +127,11 @@ def test_a_list_of_classes_is_read_whatever_editor_wrote_it(start: str, end: str
         '"tench, Tinca tinca"',
         "great white  shark",
         "Çörek",
+        '"#hashtag"',
     ]
 
     assert parse_class_list(start + end.join(lines)) == (
-        "n01440764", "goldfish", "tench, Tinca tinca", "great white  shark", "Çörek",
+        "n01440764", "goldfish", "tench, Tinca tinca", "great white  shark", "Çörek", "#hashtag",
     )  # fmt: skip
     assert parse_superclasses(
         start + end.join(["# a", "sea fish: tench,  goldfish ", "", '"Käse: alt":"a:b", c ', ""])

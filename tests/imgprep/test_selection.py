@@ -253,7 +253,7 @@ CHOICES = st.fixed_dictionaries(
         "seed": st.integers(0, 2**63 - 1),
         "allow_short": st.booleans(),
         "superclasses": st.just(PRESETS["bike-ship"].superclasses) | SUPERCLASSES.map(tuple),
-        "drop": st.lists(st.sampled_from(DROPS), max_size=3).map(tuple),
+        "drop": st.lists(st.sampled_from(DROPS), max_size=4).map(tuple),
         "exclude": TEXTS,
         "parent": NAMES,
     },
@@ -299,7 +299,7 @@ def test_lines_are_as_short_as_they_can_be() -> None:
 
 def test_words_may_come_in_any_order_and_be_left_out() -> None:
     assert parse_line("  seed=3\tclasses=10 ") == SubsetSpec(classes=10, seed=3)
-    assert parse_line("drop=leaks,odd classes=ALL") == SubsetSpec(drop=("odd", "leaks"))
+    assert parse_line("drop=conflicts,leaks,odd classes=ALL") == SubsetSpec(drop=("odd", "leaks", "conflicts"))
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_hostile_lines_are_specs_or_errors(line: str) -> None:
         ({"folds": 3, "fold": 3}, "fold must be from 0 to 2"),
         ({"folds": 3, "split": (1, 1)}, "divide the same images"),
         ({"folds": 3, "val_per_class": 5}, "val_per_class means nothing"),
-        ({"drop": ("odd", "ugly")}, "drop must be some of odd, duplicates, leaks, got 'ugly'"),
+        ({"drop": ("odd", "ugly")}, "drop must be some of odd, duplicates, leaks, conflicts, got 'ugly'"),
         ({"exclude": ("",)}, "must have a name"),
         ({"parent": ""}, "must have a name"),
         ({"superclasses": (("a,b", ("c",)),)}, "no comma"),

@@ -6,7 +6,7 @@ import json
 import random
 import re
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -410,7 +410,30 @@ def test_a_split_is_exact_and_leaves_the_given_validation_pictures_out() -> None
         split: {"n00000000": number, "n00000001": number} for split, number in (("train", 35), ("val", 10), ("test", 5))
     }
     assert all(not key.startswith("val_") for key in selection.manifest["key"])
-    assert selection.unlabelled == 0
+    assert not selection.unlabelled
+    # One of the six validation pictures has no class, and so no class that was chosen.
+    assert selection.replaced == {"val": 5}
+
+
+def test_rows_that_cannot_be_chosen_are_counted() -> None:
+    """They were left out without a word."""
+    manifest = make_manifest({0: 20, 1: 20, 4: 0})
+    manifest.loc[manifest["key"] == "val_1_0", "wnid"] = ""
+    selection = select(manifest, CLASSES, SubsetSpec(classes=1))
+
+    assert selection.unlabelled == {"val": 1, "test": 1}
+    assert selection.untrained == {"val": 3}
+    assert not selection.replaced
+    named = select(manifest, CLASSES, SubsetSpec(classes=("n00000000",)))
+    assert not named.untrained
+
+
+def test_a_source_without_training_images_says_what_it_has() -> None:
+    manifest = make_manifest({0: 0, 1: 0})
+    with pytest.raises(UsageError, match=r"no training image to choose from, but 6 val and 1 test images.*fetch"):
+        select(manifest, CLASSES, SubsetSpec())
+    with pytest.raises(UsageError, match="drop or exclude fewer"):
+        select(make_manifest({0: 1}, val=0), CLASSES, SubsetSpec(), without={"n00000000_0"})
 
 
 @settings(max_examples=30)
@@ -461,12 +484,15 @@ def test_pictures_left_out_are_made_up_for(gone: set[int], per_class: int, seed:
     assert selection.left_out == len(without)
 
 
-def write_doctor(workspace: Workspace, findings: dict[str, str], *, twin: str = "") -> None:
+def write_doctor(
+    workspace: Workspace, findings: dict[str, str], *, twin: str = "", conflicts: Mapping[str, str] | None = None
+) -> None:
     """A table of the doctor for all pictures of a catalog."""
     manifest = read_manifest(workspace.catalog / "manifest.csv", made_by="x")
     table = pd.DataFrame({name: manifest.get(name, "") for name in COLUMNS})
     table["findings"] = [findings.get(key, "") for key in table["key"]]
     table["twin"] = [twin if codes else "" for codes in table["findings"]]
+    table["conflict"] = [(conflicts or {}).get(key, "") for key in table["key"]]
     write_table(workspace.catalog / DOCTOR_FILE, table)
     sign_doctor(workspace)
 
@@ -489,6 +515,32 @@ def test_what_the_doctor_found_is_dropped(cataloged: Workspace) -> None:
         assert selection.line.endswith(f" drop={','.join(drop)}")
 
     assert list(left.values()) == [[1, 3], [0, 3], [0, 1, 2], []]
+
+
+def test_of_pictures_that_contradict_each_other_none_is_kept(cataloged: Workspace) -> None:
+    """Beside a twin that is not to be chosen from, and only where the contradicting one is to be."""
+    manifest = read_manifest(cataloged.catalog / "manifest.csv", made_by="x")
+    train = manifest[(manifest["split"] == "train") & (manifest["wnid"] == "n90000001")]["key"].tolist()
+    other = manifest[(manifest["split"] == "train") & (manifest["wnid"] == "n90000002")]["key"].iloc[0]
+    codes = "label-conflict near-duplicate"
+    write_doctor(
+        cataloged,
+        {train[0]: codes, train[1]: codes, other: "label-conflict"},
+        twin=train[2],
+        conflicts={train[0]: other, train[1]: train[3], other: train[0]},
+    )
+    gone = cataloged.root / "gone.csv"
+    write_table(gone, manifest[manifest["key"].isin(train[2:4])])
+
+    def left(*drop: str, exclude: tuple[str, ...] = ()) -> set[str]:
+        spec = SubsetSpec(classes=2, drop=drop, exclude=exclude)
+        return keys(plan_subset(cataloged, spec)) & {train[0], train[1], other}
+
+    assert left("conflicts") == set()
+    assert left("duplicates") == {other}
+    # Neither the twin of the two nor what the second contradicts is there.
+    assert left("conflicts", exclude=(str(gone),)) == {train[1]}
+    assert left("duplicates", exclude=(str(gone),)) == {train[0], train[1], other}
 
 
 def test_the_doctor_must_have_seen_everything(cataloged: Workspace) -> None:
@@ -587,7 +639,7 @@ def straightforward(manifest: pd.DataFrame, spec: SubsetSpec, without: set[str])
         list(choice.catalog),
         list(choice.passed_over),
         list(choice.short),
-        0 if "val" in names else len(unlabelled),
+        len(unlabelled) if unlabelled and "val" not in names else None,
         len(manifest) - len(rows),
     )
 
@@ -623,7 +675,11 @@ def test_pieces_give_what_the_whole_table_gives(
     try:
         expected = straightforward(table(wnids), spec, without)
     except ImgprepError as error:
-        with pytest.raises(type(error), match=f"^{re.escape(str(error))}$"):
+        # Of a source without any, more is told here than a choice of classes knows.
+        expected_text = (
+            re.escape(str(error)) if "no training image to choose" not in str(error) else re.escape(error.what)
+        )
+        with pytest.raises(type(error), match=f"^{expected_text}"):
             select(pictures, CLASSES, spec, without=without)
         return
     selection = select(pictures, CLASSES, spec, without=without)
@@ -634,7 +690,7 @@ def test_pieces_give_what_the_whole_table_gives(
         list(selection.catalog),
         list(selection.passed_over),
         list(selection.short),
-        selection.unlabelled,
+        selection.unlabelled.get("val"),
         selection.left_out,
     ) == expected
     assert selection.manifest.equals(select(table(wnids), CLASSES, spec, without=without).manifest)
@@ -669,7 +725,7 @@ def test_a_key_that_stands_twice_is_found_across_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_rows: int, has_one_hash: bool
 ) -> None:
     if has_one_hash:
-        monkeypatch.setattr("imgprep.tables._hashes", lambda keys: np.zeros(len(keys), np.uint64))
+        monkeypatch.setattr("imgprep.tables.hash_keys", lambda keys: np.zeros(len(keys), np.uint64))
     path = tmp_path / "manifest.csv"
     for names, twice in (("abcde", ""), ("abcdcb", "c"), ("aab", "a")):
         write_table(path, manifest_table(Record(name, "train", "p", "n00000001", 0, 1, None) for name in names))
@@ -787,8 +843,11 @@ def test_subsets_of_different_sources_have_no_union(cataloged: Workspace) -> Non
     document["inputs"]["source"] = "another"
     receipt.write_text(json.dumps(document))
 
-    with pytest.raises(ContradictionError, match="a and b were chosen from different sources"):
+    of_other = "the subset b was chosen from another source than the one of now.*subset --name b"
+    with pytest.raises(ContradictionError, match=of_other):
         subset(cataloged, CombineSpec(operation="union", first="a", second="b"), name="c")
+    with pytest.raises(ContradictionError, match=of_other):
+        subset(cataloged, SubsetSpec(classes=1, parent="b"), name="c")
     # What is common lies in the first one's source.
     assert plan_subset(cataloged, CombineSpec(operation="intersect", first="a", second="b")).num_rows("train") == 6
 
@@ -984,7 +1043,7 @@ def test_fetch_reads_classes_and_presets_as_subset_does(cli: Cli, arguments: lis
         (["--split", "1/1", "--folds", "2"], "divide the same images"),
         (["--split", "1/1", "--val-per-class", "2"], "val_per_class means nothing"),
         (["--fold", "1"], "fold names one of several folds"),
-        (["--drop", "ugly"], "drop must be some of odd, duplicates, leaks"),
+        (["--drop", "ugly"], "drop must be some of odd, duplicates, leaks, conflicts"),
         (["--drop", "odd"], "run `imgprep doctor` first"),
         (["--exclude", "gone"], "does not exist"),
         (["--exclude", "../gone/"], "does not exist|cannot|directory"),

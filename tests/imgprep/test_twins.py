@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,44 +10,101 @@ from numpy.typing import NDArray
 
 from imgprep import twins
 from imgprep.errors import SpecError
-from imgprep.twins import MAX_DISTANCE, NONE, find_copies, find_twins
+from imgprep.twins import MAX_DISTANCE, NONE, Twins, find_copies, find_twins
 
 Hashes = NDArray[np.uint64]
 
 
-def brute_force(hashes: list[int], splits: list[int], distance: int) -> tuple[list[int], list[int]]:
-    """All pairs, one after another: the nearest, and of those the first."""
-    earlier, leak = [], []
-    for place, (value, split) in enumerate(zip(hashes, splits, strict=True)):
-        apart = [((value ^ other).bit_count(), at) for at, other in enumerate(hashes)]
-        near = [(bits, at) for bits, at in apart if bits <= distance and split == 0]
-        earlier.append(min((pair for pair in near if splits[pair[1]] == 0 and pair[1] < place), default=(0, NONE))[1])
-        leak.append(min((pair for pair in near if splits[pair[1]] == 1), default=(0, NONE))[1])
-    return earlier, leak
+Pictures = list[tuple[int, int, int]]
+"""Hash (or digest), split and class of each."""
+
+
+def brute_force(pictures: Pictures, distance: int) -> tuple[list[int], ...]:
+    """All pairs, one after another: the nearest of each kind, and of those the first."""
+    earlier: list[int] = []
+    leak: list[int] = []
+    conflict: list[int] = []
+    for place, (value, split, label) in enumerate(pictures):
+        near = [
+            ((value ^ other[0]).bit_count(), at, other[1], other[2])
+            for at, other in enumerate(pictures)
+            if at != place and (value ^ other[0]).bit_count() <= distance
+        ]
+        before = [(bits, at) for bits, at, there, _ in near if there == split and at < place]
+        later = [(bits, at) for bits, at, there, _ in near if there > split]
+        against = [
+            (bits, at)
+            for bits, at, there, other in near
+            if there >= split and NONE not in {label, other} and other != label
+        ]
+        for found, pairs in ((earlier, before), (leak, later), (conflict, against)):
+            found.append(min(pairs, default=(0, NONE))[1])
+    return earlier, leak, conflict
+
+
+def listed(found: Twins) -> tuple[list[int], ...]:
+    return found.earlier.tolist(), found.leak.tolist(), found.conflict.tolist()
+
+
+def columns(pictures: Pictures) -> tuple[Hashes, NDArray[np.int64], NDArray[np.int64]]:
+    values, splits, classes = ([picture[field] for picture in pictures] for field in range(3))
+    return np.array(values, np.uint64), np.array(splits, np.int64), np.array(classes, np.int64)
+
+
+def of_one_split(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Splits and classes of pictures that are all of train and of one class."""
+    return np.zeros(count, np.int64), np.zeros(count, np.int64)
+
+
+SPLIT_AND_CLASS = st.tuples(st.integers(0, 2), st.integers(NONE, 3))
 
 
 @st.composite
-def neighbourhoods(draw: st.DrawFn) -> tuple[list[int], list[int]]:
-    """Hashes around a few centres, a few bits away, so that distances near the limit are common; and their splits."""
+def neighbourhoods(draw: st.DrawFn) -> Pictures:
+    """Hashes around a few centres, a few bits away, so that distances near the limit are common."""
     centres = draw(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=3))
-    hashes = []
+    pictures = []
     for _ in range(draw(st.integers(0, 24))):
         flips = draw(st.lists(st.integers(0, 63), max_size=MAX_DISTANCE))
         value = draw(st.sampled_from(centres))
         for bit in flips:
             value ^= 1 << bit
-        hashes.append(value)
-    return hashes, draw(st.lists(st.integers(0, 2), min_size=len(hashes), max_size=len(hashes)))
+        pictures.append((value, *draw(SPLIT_AND_CLASS)))
+    return pictures
 
 
 @given(neighbourhoods(), st.integers(0, MAX_DISTANCE))
-def test_the_search_finds_what_all_pairs_find(drawn: tuple[list[int], list[int]], distance: int) -> None:
-    hashes, splits = drawn
-    where = np.array(splits, int)
-    found = find_twins(np.array(hashes, np.uint64), where == 0, where == 1, distance=distance)
+def test_the_search_finds_what_all_pairs_find(pictures: Pictures, distance: int) -> None:
+    hashes, splits, classes = columns(pictures)
+    found = find_twins(hashes, splits, classes, distance=distance)
 
-    assert (found.earlier.tolist(), found.leak.tolist()) == brute_force(hashes, splits, distance)
+    assert listed(found) == brute_force(pictures, distance)
     assert found.crowded == 0
+
+
+def test_the_search_finds_what_all_pairs_find_among_many_that_are_alike() -> None:
+    """Long chains of merges, which few pictures cannot make: 250 that differ in five bits at most."""
+    for seed in range(6):
+        rng = np.random.Generator(np.random.PCG64(seed))
+        # Five bits: at most 32 hashes in three splits, which is no crowd, and all are near another.
+        spread = rng.choice(64, 5, replace=False)
+        bits = rng.integers(0, 2, (250, 5), dtype=np.uint64)
+        hashes = (bits << spread.astype(np.uint64)).sum(axis=1, dtype=np.uint64)
+        splits = rng.integers(0, 3, 250) if seed % 2 else np.zeros(250, np.int64)
+        classes = rng.integers(NONE, 2 + seed, 250)
+        pictures = list(zip(hashes.tolist(), splits.tolist(), classes.tolist(), strict=True))
+        for distance in (0, 1, 4):
+            found = find_twins(hashes, splits, classes, distance=distance)
+            assert found.crowded == 0
+            assert listed(found) == brute_force(pictures, distance)
+
+
+def test_a_conflict_is_found_behind_a_nearer_twin_of_the_same_class() -> None:
+    hashes = np.array([0, 1, 7, 7], np.uint64)
+    classes = np.array([0, 0, 1, NONE])
+    found = find_twins(hashes, np.zeros(4, np.int64), classes, distance=4)
+
+    assert listed(found) == ([NONE, 0, 1, 2], [NONE] * 4, [2, 2, 1, NONE])
 
 
 @pytest.mark.parametrize("distance", range(MAX_DISTANCE + 1))
@@ -66,8 +121,7 @@ def test_some_block_choice_sees_every_pattern_of_differing_bits(distance: int) -
 def test_equal_hashes_cost_no_more_than_one() -> None:
     count = 50_000
     hashes = np.full(count, 0x00FF00FF00FF00FF, np.uint64)
-    everyone = np.ones(count, bool)
-    found = find_twins(hashes, everyone, ~everyone, distance=4)
+    found = find_twins(hashes, *of_one_split(count), distance=4)
 
     assert (found.earlier[0], set(found.earlier[1:].tolist()), found.crowded) == (NONE, {0}, 0)
 
@@ -75,7 +129,6 @@ def test_equal_hashes_cost_no_more_than_one() -> None:
 def test_a_crowd_is_told_and_takes_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """3,000 different hashes that agree in 52 bits: pairs may be missed, a pair that is named is a true one."""
     hashes = np.arange(3000, dtype=np.uint64)
-    everyone = np.ones(3000, bool)
     compared = 0
     count_ones = twins._count_ones
 
@@ -85,7 +138,7 @@ def test_a_crowd_is_told_and_takes_bounded_time(monkeypatch: pytest.MonkeyPatch)
         return count_ones(words)
 
     monkeypatch.setattr(twins, "_count_ones", counted)
-    found = find_twins(hashes, everyone, ~everyone, distance=2)
+    found = find_twins(hashes, *of_one_split(3000), distance=2)
     named = np.flatnonzero(found.earlier != NONE)
 
     assert found.crowded > 2000
@@ -104,29 +157,24 @@ def test_ones_are_counted_the_same_with_an_old_numpy(monkeypatch: pytest.MonkeyP
     assert twins._count_ones(words).tolist() == expected
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=30))
-def test_copies_are_those_with_the_same_digest(drawn: list[tuple[int, int]]) -> None:
+def test_any_number_of_labels_under_one_hash_costs_no_more_than_two() -> None:
+    count = 50_000
+    hashes = np.full(count, 0x00FF00FF00FF00FF, np.uint64)
+    found = find_twins(hashes, np.zeros(count, np.int64), np.arange(count), distance=4)
+
+    assert (found.conflict[0], set(found.conflict[1:].tolist()), found.crowded) == (1, {0}, 0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(NONE, 3)), max_size=30))
+def test_copies_are_those_with_the_same_digest(pictures: Pictures) -> None:
     # Digests that agree in one half only are different ones.
-    digests = np.array([(value // 2, value % 2) for value, _ in drawn], np.uint64).reshape(-1, 2)
-    splits = [split for _, split in drawn]
-    where = np.array(splits, int)
-    found = find_copies(digests, where == 0, where == 1)
-    first = {key: min(at for at, _ in group) for key, group in _grouped(drawn)}
-    earlier = [
-        first[value, 0] if split == 0 and first[value, 0] < at else NONE for at, (value, split) in enumerate(drawn)
-    ]
-    leak = [first.get((value, 1), NONE) if split == 0 else NONE for value, split in drawn]
+    digests = np.array([(value // 2, value % 2) for value, _, _ in pictures], np.uint64).reshape(-1, 2)
+    _, splits, classes = columns(pictures)
 
-    assert (found.earlier.tolist(), found.leak.tolist()) == (earlier, leak)
-
-
-def _grouped(drawn: list[tuple[int, int]]) -> list[tuple[tuple[int, int], list[tuple[int, tuple[int, int]]]]]:
-    numbered = sorted(enumerate(drawn), key=lambda pair: pair[1])
-    return [(key, list(group)) for key, group in itertools.groupby(numbered, key=lambda pair: pair[1])]
+    assert listed(find_copies(digests, splits, classes)) == brute_force(pictures, distance=0)
 
 
 @pytest.mark.parametrize("distance", [-1, MAX_DISTANCE + 1])
 def test_a_distance_out_of_range_is_refused(distance: int) -> None:
-    nothing = np.zeros(0, bool)
     with pytest.raises(SpecError, match="from 0 to 8 bits"):
-        find_twins(np.zeros(0, np.uint64), nothing, nothing, distance=distance)
+        find_twins(np.zeros(0, np.uint64), *of_one_split(0), distance=distance)
