@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from imgprep.errors import DamagedError, SpecError, UsageError
 from imgprep.files import atomic_write
-from imgprep.images import prepare_image
+from imgprep.images import ImageSpec, prepare_image
 from imgprep.layouts import open_dataset
 from imgprep.records import BoundingBox, Catalog, Synset
 from imgprep.selection import choose_keys, rank
@@ -281,7 +281,7 @@ def draw_tile(content: bytes, tile: Tile, side: int) -> Image.Image:
     Raises:
         ImageError: It cannot be decoded.
     """
-    prepared = prepare_image(content, short_side=side, quality=_QUALITY)
+    prepared = prepare_image(content, ImageSpec(size=side, quality=_QUALITY))
     square = Image.new("RGB", (side, side), _EMPTY)
     with Image.open(io.BytesIO(prepared.jpeg)) as picture:
         shown = ImageOps.contain(picture.convert("RGB"), (side, side))

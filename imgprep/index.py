@@ -12,6 +12,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any, Final
 
 from imgprep.errors import DamagedError, MissingInputError, SpecError
@@ -186,7 +187,7 @@ def parse_index(text: str, *, where: str = INDEX_FILENAME) -> ShardIndex:
             spec=dict(document["spec"]),
             provenance=dict(document["provenance"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, SpecError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, SpecError) as error:
         raise DamagedError(f"{where} is incomplete or inconsistent ({error})", rerun) from None
     if document.get("dataset_digest") != index.dataset_digest:
         raise DamagedError(f"{where} was edited: its dataset digest does not fit its content", rerun)
@@ -264,11 +265,12 @@ def open_samples(index_path: Path, index: ShardIndex, split: str) -> NDArray[np.
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        # First, as NumPy reads the header of an array as an expression of Python.
+        if sha256 != info.samples_sha256:
+            raise DamagedError(f"the sample table {path} was changed: its SHA-256 is not that of index.json", rerun)
         table: NDArray[np.void] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (FileNotFoundError, ValueError, EOFError) as error:
+    except (FileNotFoundError, ValueError, EOFError, SyntaxError, TokenError) as error:
         raise DamagedError(f"the sample table {path} cannot be read ({error})", rerun) from None
-    if sha256 != info.samples_sha256:
-        raise DamagedError(f"the sample table {path} was changed: its SHA-256 is not that of index.json", rerun)
     # A zip under that name loads, too, as something else.
     if not isinstance(table, np.ndarray):
         raise DamagedError(f"the sample table {path} is no array", rerun)

@@ -110,19 +110,42 @@ class Receipt:
         found = read_receipt(folder, self.stage)
         write_json(self.path(folder), self._document(found["outputs"], found["counts"]))
 
-    def write(self, folder: Path, outputs: list[str], counts: Mapping[str, Any]) -> None:
+    def write(
+        self,
+        folder: Path,
+        outputs: list[str],
+        counts: Mapping[str, Any],
+        *,
+        hashes: Mapping[str, str] | None = None,
+    ) -> None:
         """Write the receipt, as the last file of a stage: with it the output counts as done.
 
         Args:
             folder: The output folder.
             outputs: Names of the files in it that the stage wrote.
             counts: Anything worth keeping for people: how many were read, written, rejected.
+            hashes: SHA-256 of those outputs that were hashed while they were written.
         """
+        write_json(self.path(folder), self.document(folder, outputs, counts, hashes=hashes))
+
+    def document(
+        self,
+        folder: Path,
+        outputs: list[str],
+        counts: Mapping[str, Any],
+        *,
+        hashes: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """What :meth:`write` writes, as JSON values."""
+        known = hashes or {}
         hashed = {
-            name: {"num_bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
+            name: {
+                "num_bytes": (folder / name).stat().st_size,
+                "sha256": known[name] if name in known else sha256_file(folder / name),
+            }
             for name in outputs
         }
-        write_json(self.path(folder), self._document(hashed, counts))
+        return self._document(hashed, counts)
 
     def _document(self, outputs: Mapping[str, Any], counts: Mapping[str, Any]) -> dict[str, Any]:
         return {

@@ -1,249 +1,124 @@
 """Stage ``shard``: write the pictures of a subset into WebDataset tars, with an index that makes them random-access.
 
-The plan fixes which key goes into which tar, in a seeded order that mixes the classes, before any byte is written. The
-folder appears under its name only when every shard, the sample tables and the index are whole.
+The plan fixes which key goes into which tar, in a seeded order that mixes the classes, before any byte is written. Tars
+that are finished stay finished: a run that was killed goes on where it was, and ends in the same bytes. The folder
+appears under its name only when every tar, the sample tables and the index are whole.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import math
-import os
-import tarfile
-import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import functools
+import io
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final
 
+import cv2
 import numpy as np
+import PIL
+import simplejpeg
 
-from imgprep.errors import ContradictionError, ImageError, MemberError, SpecError, TooManyRejectsError, UsageError
+from imgprep.errors import (
+    ContradictionError,
+    DamagedError,
+    ImageError,
+    MemberError,
+    MissingInputError,
+    OutputExistsError,
+    TooManyRejectsError,
+)
 from imgprep.executors import Executor, SerialExecutor, Tick
-from imgprep.files import sha256_file, staged_folder, write_bytes
+from imgprep.files import publish_folder, recover_folder, remove, sha256_bytes, sha256_file, write_bytes
 from imgprep.images import prepare_image
-from imgprep.index import INDEX_FILENAME, SAMPLE_FIELDS, ClassInfo, ShardIndex, ShardInfo, SplitInfo
+from imgprep.index import INDEX_FILENAME, ClassInfo, ShardIndex, SplitInfo
+from imgprep.interop import SUMS, write_side_files, write_sums
 from imgprep.layouts import open_dataset
+from imgprep.packing import PackedShard, Prepare, Read, finished, keep, pack
 from imgprep.receipts import Action, Receipt, read_receipt
-from imgprep.records import Catalog, Record, Rejected
+from imgprep.records import Catalog, Rejected
+from imgprep.shard_plan import (
+    BESIDE_PICTURE,
+    Boxes,
+    PlanInput,
+    ShardPlan,
+    ShardPlans,
+    ShardSpec,
+    plan_shards,
+    read_plan_input,
+)
 from imgprep.sources import Source
 from imgprep.sources.adopted import SourceRecord, check_adopted, read_source_record
 from imgprep.stats import SILENT, Progress, Stats
-from imgprep.tables import manifest_records, read_catalog, read_manifest, write_rejected
+from imgprep.tables import read_catalog, write_rejected
 from imgprep.workspace import Workspace
 
-SHARD_VERSION: Final = 1
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SHARD_VERSION: Final = 2
 """Raised when the same input and options would give other bytes."""
 
 REJECTED: Final = "rejected.csv"
 
-ImageMode = Literal["resize", "original"]
+_WORTH_PROCESSES: Final = 20_000
+"""Copies from which on starting processes pays: that takes a third of a second, in which a thread makes thousands."""
 
-_TARGET_BYTES: Final = 256 << 20
-_MIN_SHARDS: Final = 8
-"""Shards a split has at least when it has enough samples, so that eight readers can share them out."""
-_ENOUGH: Final = 8
-"""Samples a shard should hold before a split is cut into more of them."""
-_BYTES_PER_PIXEL: Final = 0.40
-"""Estimated size of a photograph as JPEG of quality 90, 4:2:0, in bytes a pixel; for the number of shards only."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardSpec:
-    """A request for shards.
-
-    Attributes:
-        images: ``resize`` shrinks pictures to ``size``; ``original`` keeps their bytes where they are plain JPEG.
-        size: Pixels of the short side; smaller pictures are never enlarged.
-        quality: JPEG quality of pictures that are written anew.
-        samples_per_shard: None chooses it so that a shard has about 256 MiB and a split at least 8 of them.
-        seed: Seed of the order of samples.
-        max_rejects: How many pictures may be unusable before the stage fails.
-    """
-
-    images: ImageMode = "resize"
-    size: int = 256
-    quality: int = 90
-    samples_per_shard: int | None = None
-    seed: int = 0
-    max_rejects: int = 100
-
-    def __post_init__(self) -> None:
-        if self.images not in get_args(ImageMode):
-            raise SpecError(f"images must be one of {', '.join(get_args(ImageMode))}, got {self.images!r}")
-        if not 8 <= self.size <= 1 << 14:  # from one DCT block to more than any photograph
-            raise SpecError(f"size must be from 8 to 16384 pixels, got {self.size}")
-        if not 1 <= self.quality <= 100:  # the scale of libjpeg
-            raise SpecError(f"quality must be from 1 to 100, got {self.quality}")
-        if self.samples_per_shard is not None and self.samples_per_shard < 1:
-            raise SpecError(f"samples_per_shard must be 1 or more, got {self.samples_per_shard}")
-        if not 0 <= self.seed < 1 << 63:
-            raise SpecError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
-        if self.max_rejects < 0:
-            raise SpecError(f"max_rejects must be 0 or more, got {self.max_rejects}")
-
-    @property
-    def short_side(self) -> int | None:
-        """Pixels the short side may have, None for no limit."""
-        return self.size if self.images == "resize" else None
-
-    def to_options(self) -> dict[str, Any]:
-        """What decides the bytes, as JSON values."""
-        options = asdict(self)
-        del options["max_rejects"]
-        if self.images == "original":
-            del options["size"]
-        return options
-
-
-@dataclass(frozen=True, slots=True)
-class ShardPlan:
-    """One tar to be written: its split, its file name, and the records that go into it, in order."""
-
-    split: str
-    filename: str
-    records: tuple[Record, ...]
-
-
-def plan_shards(records: Sequence[Record], spec: ShardSpec) -> list[ShardPlan]:
-    """Decide which record goes into which tar; pure.
-
-    The order within a split is that of a hash of the key, keyed by the seed, so classes are mixed and the order of the
-    manifest does not matter.
-
-    Args:
-        records: What to pack, of any splits.
-        spec: Options.
-    """
-    plans = []
-    key = spec.seed.to_bytes(8, "big")
-    for split in sorted({record.split for record in records}):
-        chosen = [record for record in records if record.split == split]
-        chosen.sort(key=lambda record: hashlib.blake2b(record.key.encode(), digest_size=16, key=key).digest())
-        for number, (start, stop) in enumerate(_cut(chosen, spec)):
-            plans.append(ShardPlan(split, f"imgprep-{split}-{number:06d}.tar", tuple(chosen[start:stop])))
-    return plans
-
-
-def _cut(records: Sequence[Record], spec: ShardSpec) -> Iterator[tuple[int, int]]:
-    if spec.samples_per_shard is not None:
-        number = math.ceil(len(records) / spec.samples_per_shard)
-        yield from ((i * spec.samples_per_shard, (i + 1) * spec.samples_per_shard) for i in range(number))
-        return
-    pixels = spec.short_side and spec.short_side * spec.short_side * 4 / 3
-    size = sum(min(r.num_bytes, pixels * _BYTES_PER_PIXEL) if pixels else r.num_bytes for r in records)
-    number = max(math.ceil(size / _TARGET_BYTES), min(_MIN_SHARDS, len(records) // _ENOUGH), 1)
-    # Sizes differ by one sample at most.
-    yield from ((len(records) * i // number, len(records) * (i + 1) // number) for i in range(number))
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenShard:
-    """One tar that was written: what the index says of it, its rows of the sample table, and what was left out."""
-
-    info: ShardInfo
-    rows: list[tuple[int, int, int, int]]
-    rejected: list[Rejected]
-    unchanged: int
-
-
-def tar_header(name: str, num_bytes: int) -> bytes:
-    """A USTAR header of 512 bytes with fixed time, owner and mode, so that equal content makes equal bytes."""
-    info = tarfile.TarInfo(name)
-    info.size = num_bytes
-    info.mode = 0o444
-    return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
-
-
-def _write_member(file: IO[bytes], name: str, content: bytes) -> int:
-    """Append one member; returns where its content starts."""
-    file.write(tar_header(name, len(content)))
-    offset = file.tell()
-    file.write(content)
-    file.write(b"\0" * (-len(content) % tarfile.BLOCKSIZE))
-    return offset
-
-
-def write_shard(plan: ShardPlan, folder: Path, source: Source, spec: ShardSpec, tick: Tick) -> WrittenShard:
-    """Read, prepare and pack the records of one plan.
-
-    Args:
-        plan: What goes into the tar.
-        folder: Where to write it, under the plan's file name.
-        source: Where the pictures are; read by several threads at once.
-        spec: Options.
-        tick: Called after each record.
-    """
-    rows: list[tuple[int, int, int, int]] = []
-    rejected: list[Rejected] = []
-    unchanged = 0
-    path = folder / plan.filename
-    with path.open("wb") as file:
-        for record in plan.records:
-            try:
-                content = source.read(record.path)
-                image = prepare_image(content, short_side=spec.short_side, quality=spec.quality)
-            except (ImageError, MemberError) as error:
-                rejected.append(Rejected(record.key, record.split, record.path, error.what))
-                tick()
-                continue
-            unchanged += image.unchanged
-            offset = _write_member(file, f"{record.key}.jpg", image.jpeg)
-            _write_member(file, f"{record.key}.cls", str(record.label).encode())
-            _write_member(file, f"{record.key}.json", _sample_json(record, image.width, image.height))
-            rows.append((offset, len(image.jpeg), record.label, zlib.crc32(image.jpeg)))
-            tick()
-        # POSIX 1003.1, ustar: the archive ends with two blocks of zeros.
-        file.write(b"\0" * (2 * tarfile.BLOCKSIZE))
-        file.flush()
-        os.fsync(file.fileno())
-        num_bytes = file.tell()
-    info = ShardInfo(filename=plan.filename, num_samples=len(rows), num_bytes=num_bytes, sha256=sha256_file(path))
-    return WrittenShard(info, rows, rejected, unchanged)
-
-
-def _sample_json(record: Record, width: int, height: int) -> bytes:
-    document = {
-        "key": record.key,
-        "split": record.split,
-        "wnid": record.wnid,
-        "label": record.label,
-        "path": record.path,
-        "width": width,
-        "height": height,
-    }
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+_MEASURED: Final = 64
+"""Pictures that an estimate is measured on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
-    """All that ``shard`` will do: the plans, the classes, and the receipt that tells whether it was done before."""
+    """All that ``shard`` will do: the plans, the classes, and the receipt that tells whether it was done before.
+
+    Attributes:
+        action: Whether there is anything to do.
+        folder: Where the shards will lie.
+        plans: The tars; empty where there is nothing to do.
+        catalog: Their classes.
+        receipt: What the shards answer.
+        source: Where the pictures are.
+        subset: ``spec`` and ``digest`` of the subset.
+        overwrite: Whether an unfinished job of another request is dropped.
+    """
 
     action: Action
     folder: Path
-    plans: Sequence[ShardPlan]
+    plans: ShardPlans | None
     catalog: Catalog
     receipt: Receipt
     source: SourceRecord
-    subset: dict[str, Any]
+    subset: Mapping[str, Any]
+    overwrite: bool = False
 
     @property
     def num_records(self) -> int:
         """Records over all plans."""
-        return sum(len(plan.records) for plan in self.plans)
+        return self.plans.num_records if self.plans is not None else 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """What ``shard`` did. ``index`` is None when the shards were there before."""
+    """What ``shard`` did. ``index`` is None when the shards were there before.
+
+    Attributes:
+        action: Whether shards were written.
+        folder: Where they lie.
+        stats: Counts: ``in``, ``out``, ``rejected``, ``unchanged``, ``shards``, ``num_bytes``, and by split.
+        index: Their index.
+        rejected: What was left out.
+        seconds: How long it took.
+    """
 
     action: Action
     folder: Path
     stats: Stats
     index: ShardIndex | None
     rejected: Sequence[Rejected] = ()
+    seconds: float = 0.0
 
 
 def plan_job(
@@ -263,61 +138,178 @@ def plan_job(
         OutputExistsError: There are other shards of that name, and they may not be replaced.
         DamagedError: A table of the subset is damaged, or the subset was chosen from another source.
     """
-    record = read_source_record(workspace)
-    folder = workspace.subset(subset)
-    made_by = "imgprep subset" if subset == "main" else f"imgprep subset --name {subset}"
-    manifest = read_manifest(folder / "manifest.csv", made_by=made_by)
-    catalog = read_catalog(folder / "classes.csv", made_by=made_by)
-    chosen = read_receipt(folder, "subset")
-    if chosen["outputs"].get("manifest.csv", {}).get("sha256") != sha256_file(folder / "manifest.csv"):
-        raise ContradictionError(
-            f"{folder / 'manifest.csv'} was changed since it was chosen", f"choose again: `{made_by} --overwrite`"
-        )
-    if chosen["inputs"].get("source") != record.fingerprint:
-        raise ContradictionError(
-            f"the subset {folder} was chosen from another source than {record.path}",
-            f"choose again from this one: `{made_by} --overwrite` with its options",
-        )
-    inputs = {
-        "source": record.fingerprint,
-        "subset": sha256_file(folder / "manifest.csv"),
-        "classes": sha256_file(folder / "classes.csv"),
-    }
-    options = {**spec.to_options(), "shard_version": SHARD_VERSION}
-    receipt = Receipt(stage="shard", inputs=inputs, options=options)
+    request = read_request(workspace, spec, subset=subset)
+    receipt, given = request.receipt, request.given
     target = workspace.shards(name or subset)
     # The subset says what every picture is, to the byte: it does not matter what else the source holds by now.
-    same = not overwrite and manifest["crc32"].notna().all() and receipt.only_inputs_changed(target, "source")
+    same = not overwrite and given.checked and receipt.only_inputs_changed(target, "source")
     action: Action = "skip" if same else receipt.decide(target, overwrite=overwrite)
     # Shards that were allowed more rejects do not answer a stricter request.
     if action == "skip" and int(read_receipt(target, "shard")["counts"].get("rejected", 0)) > spec.max_rejects:
         action = "run"
     if action == "skip":
         check_adopted(workspace)
-    records = [] if action == "skip" else list(manifest_records(manifest))
-    if action == "run":
-        _check_records(records, catalog, folder)
     return ShardJob(
         action=action,
         folder=target,
-        plans=plan_shards(records, spec),
-        catalog=catalog,
+        plans=request.plan(spec) if action == "run" else None,
+        catalog=request.catalog,
         receipt=receipt,
-        source=record,
-        subset={name: chosen["counts"].get(name, "") for name in ("spec", "digest")},
+        source=request.source,
+        subset=request.subset,
+        overwrite=overwrite,
     )
 
 
-def _check_records(records: Sequence[Record], catalog: Catalog, folder: Path) -> None:
-    if not records:
-        raise UsageError(f"the subset {folder} is empty", "choose another one with `imgprep subset`")
-    for record in records:
-        if not 0 <= record.label < len(catalog) or catalog[record.label].wnid != record.wnid:
-            raise ContradictionError(
-                f"{folder / 'manifest.csv'}: {record.key} has class {record.wnid} and label {record.label},"
-                " which classes.csv does not have",
-                "run `imgprep subset --overwrite`",
-            )
+@dataclass(frozen=True, kw_only=True)
+class ShardRequest:
+    """What a subset and options come to, whatever lies in the folder of the shards.
+
+    Attributes:
+        manifest: The table of the subset.
+        given: What is known of its rows.
+        boxes: Bounding boxes of its samples.
+        catalog: Its classes.
+        source: Where the pictures are.
+        subset: ``spec`` and ``digest`` of the subset.
+        receipt: What the shards will answer.
+    """
+
+    manifest: Path
+    given: PlanInput
+    boxes: Boxes | None
+    catalog: Catalog
+    source: SourceRecord
+    subset: Mapping[str, Any]
+    receipt: Receipt
+
+    def plan(self, spec: ShardSpec) -> ShardPlans:
+        """The tars; see :func:`imgprep.shard_plan.plan_shards`."""
+        return plan_shards(self.manifest, self.given, spec, self.boxes)
+
+
+def read_request(workspace: Workspace, spec: ShardSpec, *, subset: str) -> ShardRequest:
+    """Read a subset and what belongs to it, and check that they fit together; errors as in :func:`plan_job`.
+
+    Args:
+        workspace: A workspace with that subset.
+        spec: Options.
+        subset: Name of the subset.
+    """
+    record = read_source_record(workspace)
+    folder = workspace.subset(subset)
+    made_by = "imgprep subset" if subset == "main" else f"imgprep subset --name {subset}"
+    path = folder / "manifest.csv"
+    manifest_sha256 = _sha256(path, made_by)
+    catalog = read_catalog(folder / "classes.csv", made_by=made_by)
+    chosen = read_receipt(folder, "subset")
+    if chosen["outputs"].get("manifest.csv", {}).get("sha256") != manifest_sha256:
+        raise ContradictionError(f"{path} was changed since it was chosen", f"choose again: `{made_by} --overwrite`")
+    if chosen["inputs"].get("source") != record.fingerprint:
+        raise ContradictionError(
+            f"the subset {folder} was chosen from another source than {record.path}",
+            f"choose again from this one: `{made_by} --overwrite` with its options",
+        )
+    given = read_plan_input(path, catalog, spec.seed, made_by=made_by)
+    boxes = _read_boxes(workspace, record, given.hashes)
+    inputs = {
+        "source": record.fingerprint,
+        "subset": manifest_sha256,
+        "classes": sha256_file(folder / "classes.csv"),
+        **({"boxes": boxes.digest()} if boxes is not None else {}),
+    }
+    receipt = Receipt(stage="shard", inputs=inputs, options={**spec.to_options(), "shard_version": SHARD_VERSION})
+    return ShardRequest(
+        manifest=path,
+        given=given,
+        boxes=boxes,
+        catalog=catalog,
+        source=record,
+        subset={name: chosen["counts"].get(name, "") for name in ("spec", "digest")},
+        receipt=receipt,
+    )
+
+
+def _sha256(path: Path, made_by: str) -> str:
+    try:
+        return sha256_file(path)
+    except FileNotFoundError:
+        raise MissingInputError(f"{path} does not exist", f"run `{made_by}` first") from None
+
+
+def _read_boxes(workspace: Workspace, record: SourceRecord, keys: NDArray[np.uint64]) -> Boxes | None:
+    """The boxes of these samples, where the annotations of this very source were read, and know any of them."""
+    try:
+        read = read_receipt(workspace.catalog, "annotations")["inputs"]
+    except (MissingInputError, DamagedError):
+        return None
+    path = workspace.catalog / "boxes.csv"
+    if read.get("source") != record.fingerprint or not path.is_file():
+        return None
+    boxes = Boxes(path, keys)
+    return boxes if len(boxes) else None
+
+
+@dataclass(frozen=True)
+class Packer:
+    """Packs one plan after another, in whatever process it is called.
+
+    Attributes:
+        workspace: Where the source is adopted.
+        folder: Folder of the tars.
+        records: Folder of the job, where finished tars are noted.
+        spec: Options.
+        source: The source where it is open in this process; opened when it is needed where it is not.
+    """
+
+    workspace: Path
+    folder: Path
+    records: Path
+    spec: ShardSpec
+    source: Source | None = field(default=None, compare=False)
+
+    def __call__(self, plan: ShardPlan, tick: Tick) -> PackedShard:
+        """Pack a plan, or take what an earlier run has packed of it."""
+        before = finished(plan, self.folder, self.records)
+        if before is not None:
+            for _ in plan.records:
+                tick()
+            return before
+        path, prepare = self.folder / plan.filename, make_prepare(self.spec)
+        if plan.source is not None:
+            with plan.source as source:
+                packed = pack(plan, path, read=reader_of(source), prepare=prepare, tick=tick)
+        else:
+            source = self.source or _open_source(self.workspace)
+            packed = pack(plan, path, read=reader_of(source), prepare=prepare, tick=tick)
+        keep(packed, self.records)
+        return packed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Files that are open here are not elsewhere."""
+        return {**self.__dict__, "source": None}
+
+
+def reader_of(source: Source) -> Read:
+    """How to read members of a source without a copy that is not needed."""
+    read: Read = getattr(source, "view", source.read)
+    return read
+
+
+@functools.cache
+def _open_source(workspace: Path) -> Source:
+    """The source in a process that got its plan from another one; it stays open until the process ends."""
+    return open_dataset(Workspace(workspace))[0]
+
+
+def libraries() -> dict[str, str]:
+    """Versions of what decides the bytes of pictures that are written anew."""
+    return {"opencv": cv2.__version__, "pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__}
+
+
+def make_prepare(spec: ShardSpec) -> Prepare:
+    """What makes the picture of a sample."""
+    return functools.partial(prepare_image, spec=spec.image)
 
 
 def shard(
@@ -328,7 +320,7 @@ def shard(
     executor: Executor | None = None,
     progress: Progress = SILENT,
 ) -> ShardResult:
-    """Write the shards of a job.
+    """Write the shards of a job, or what an earlier run left to be written of them.
 
     Args:
         workspace: The workspace of the job.
@@ -338,43 +330,134 @@ def shard(
         progress: Told of each picture.
 
     Raises:
+        OutputExistsError: An unfinished job of another request lies there.
         TooManyRejectsError: More pictures than allowed cannot be used. Nothing is published; the rejected are listed in
             ``NAME.rejected.csv`` beside the folder.
         DamagedError: The source changed or is damaged.
     """
-    if job.action == "skip":
-        return ShardResult(action="skip", folder=job.folder, stats=Stats(), index=None)
+    start = time.monotonic()
+    folder = job.folder
+    recover_folder(folder)
+    if job.plans is None:
+        discard_unfinished(folder)
+        return ShardResult(action="skip", folder=folder, stats=Stats(), index=None)
     source, _ = open_dataset(workspace)
-    stats = Stats({"in": job.num_records})
+    with source:
+        staging, records = _begin(job)
+        stats = Stats({"in": job.num_records})
+        packer = Packer(workspace.root, staging, records, spec, source)
+        packed = _pack_all(job.plans, packer, spec, stats, folder, executor or SerialExecutor(), progress)
+        index = _build_index(job, spec, packed, staging)
+        rejected = [one for result in packed for one in result.rejected]
+        count_out(stats, index, rejected)
+        write_rejected(staging / REJECTED, rejected)
+        write_bytes(staging / INDEX_FILENAME, index.to_json().encode())
+        names = written_names(index)
+        if spec.side_files:
+            names += write_side_files(staging, index)
+        hashes = {info.filename: info.sha256 for split in index.splits.values() for info in split.shards}
+        job.receipt.write(staging, names, stats.to_dict(), hashes=hashes)
+        # The sums vouch for the receipt as well.
+        names.append(job.receipt.path(staging).name)
+        if spec.side_files:
+            write_sums(staging, names, hashes=hashes)
+            names.append(SUMS)
+        _discard_strangers(staging, names)
+        publish_folder(staging, folder)
+    stats.count("resumed", sum(result.resumed for result in packed))
+    discard_unfinished(folder)
+    return ShardResult(
+        action="run",
+        folder=folder,
+        stats=stats,
+        index=index,
+        rejected=rejected,
+        seconds=time.monotonic() - start,
+    )
+
+
+def _unfinished(folder: Path) -> tuple[Path, Path]:
+    """Where the tars of an unfinished job lie, and its records."""
+    return folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.job")
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Remove what a job that did not come to its end left beside ``folder``."""
+    for path in (*_unfinished(folder), _rejected_beside(folder)):
+        remove(path)
+
+
+def _begin(job: ShardJob) -> tuple[Path, Path]:
+    """The folders to work in, with what an earlier run of the same request has finished.
+
+    Raises:
+        OutputExistsError: They hold an unfinished job of another request.
+    """
+    staging, records = _unfinished(job.folder)
+    # What makes the pictures is part of an unfinished job: half of them made by another version would be neither.
+    asked = Receipt(
+        stage=job.receipt.stage,
+        inputs=job.receipt.inputs,
+        options={**job.receipt.options, **{f"version of {name}": version for name, version in libraries().items()}},
+    )
+    differences = asked.differences(records) if staging.is_dir() else None
+    if differences and not job.overwrite:
+        raise OutputExistsError(
+            f"an unfinished job of another request lies in {records}: {'; '.join(differences)}",
+            "finish it with the options it was begun with, or drop it with --overwrite",
+        )
+    if differences != []:
+        remove(records)
+        remove(staging)
+        staging.mkdir(parents=True)
+        records.mkdir()
+        asked.write(records, [], {})
+    return staging, records
+
+
+def _pack_all(
+    plans: ShardPlans,
+    packer: Packer,
+    spec: ShardSpec,
+    stats: Stats,
+    folder: Path,
+    executor: Executor,
+    progress: Progress,
+) -> list[PackedShard]:
+    packed: list[PackedShard] = []
     rejected: list[Rejected] = []
-    written: list[tuple[ShardPlan, WrittenShard]] = []
-    progress.begin("shard", job.num_records, "images")
+    num_bytes, start = 0, time.monotonic()
+    progress.begin("shard", plans.num_records, "images")
     try:
-        with source, staged_folder(job.folder) as staging:
-
-            def write(plan: ShardPlan, tick: Tick) -> WrittenShard:
-                return write_shard(plan, staging, source, spec, tick)
-
-            results = (executor or SerialExecutor()).map(write, job.plans, tick=progress.advance)
-            # Closed before the staging folder goes away: no thread may still write to it then.
-            with contextlib.closing(results):
-                for plan, result in zip(job.plans, results, strict=True):
-                    rejected += result.rejected
-                    _check_rejects(rejected, spec, job.folder)
-                    written.append((plan, result))
-                    stats.count("unchanged", result.unchanged)
-            index = _build_index(job, spec, written, staging)
-            _count_out(stats, index, rejected)
-            write_rejected(staging / REJECTED, rejected)
-            write_bytes(staging / INDEX_FILENAME, index.to_json().encode())
-            names = [INDEX_FILENAME, REJECTED]
-            for split in index.splits.values():
-                names += [split.samples_filename, *(info.filename for info in split.shards)]
-            job.receipt.write(staging, names, stats.to_dict())
+        results = executor.map(packer, _with_sources(plans, packer.source), tick=progress.advance)
+        # Closed before the source is: no thread may still read from it then.
+        with contextlib.closing(results):
+            for result in results:
+                packed.append(result)
+                rejected += result.rejected
+                _check_rejects(rejected, spec, folder)
+                stats.count("unchanged", result.unchanged)
+                num_bytes += result.info.num_bytes
+                progress.note(f"{num_bytes / 1e6 / (time.monotonic() - start):,.0f} MB/s")
     finally:
         progress.finish()
-    _rejected_beside(job.folder).unlink(missing_ok=True)
-    return ShardResult(action="run", folder=job.folder, stats=stats, index=index, rejected=rejected)
+    return packed
+
+
+def _with_sources(plans: ShardPlans, source: Source | None) -> Iterator[ShardPlan]:
+    """The plans, each with an excerpt of the source where that has some: no worker need list all of it again."""
+    excerpt = getattr(source, "excerpt", None)
+    for plan in plans:
+        yield replace(plan, source=excerpt(record.path for record in plan.records)) if excerpt is not None else plan
+
+
+def _discard_strangers(staging: Path, names: Sequence[str]) -> None:
+    """Remove what does not belong there, such as half a file of a run that was killed."""
+    known = {staging / name for name in names}
+    known |= {path.parent for path in known}
+    for path in sorted(staging.rglob("*"), reverse=True):
+        if path not in known:
+            remove(path)
 
 
 def _rejected_beside(folder: Path) -> Path:
@@ -394,8 +477,26 @@ def _check_rejects(rejected: Sequence[Rejected], spec: ShardSpec, folder: Path) 
     )
 
 
-def _count_out(stats: Stats, index: ShardIndex, rejected: Sequence[Rejected]) -> None:
-    """Nothing vanishes: what went in is in the shards or in rejected.csv."""
+def written_names(index: ShardIndex) -> list[str]:
+    """What the stage writes, side files aside, in the order of its receipt."""
+    names = [INDEX_FILENAME, REJECTED]
+    for split in index.splits.values():
+        names += [split.samples_filename, *(info.filename for info in split.shards)]
+    return names
+
+
+def count_out(stats: Stats, index: ShardIndex, rejected: Sequence[Rejected]) -> None:
+    """Count what came out. Nothing vanishes: what went in is in the shards or in rejected.csv.
+
+    Args:
+        stats: Holds how many went ``in``.
+        index: What was packed.
+        rejected: What was not.
+
+    Raises:
+        ContradictionError: Something is in neither.
+        ImageError: A split is empty.
+    """
     for name, split in index.splits.items():
         stats.count(name, split.num_samples)
         stats.count("out", split.num_samples)
@@ -410,35 +511,99 @@ def _count_out(stats: Stats, index: ShardIndex, rejected: Sequence[Rejected]) ->
             raise ImageError(f"not one picture of the split {name} can be used, first {first.path}: {first.reason}")
 
 
-def _build_index(
-    job: ShardJob, spec: ShardSpec, written: Sequence[tuple[ShardPlan, WrittenShard]], folder: Path
-) -> ShardIndex:
+def samples_bytes(rows: Sequence[NDArray[np.void]]) -> bytes:
+    """A sample table as a file."""
+    file = io.BytesIO()
+    np.save(file, np.concatenate(rows), allow_pickle=False)
+    return file.getvalue()
+
+
+def _build_index(job: ShardJob, spec: ShardSpec, packed: Sequence[PackedShard], folder: Path) -> ShardIndex:
+    """The index over tars that are written, with the sample tables, which are written here."""
+    assert job.plans is not None
     splits = {}
-    for split in sorted({plan.split for plan, _ in written}):
-        shards = [result for plan, result in written if plan.split == split]
-        rows = [(number, *row) for number, result in enumerate(shards) for row in result.rows]
+    by_split: dict[str, list[PackedShard]] = {}
+    for one, result in zip(job.plans.cuts, packed, strict=True):
+        by_split.setdefault(one.split, []).append(result)
+    for split, results in by_split.items():
         filename = f"{split}.samples.npy"
-        with (folder / filename).open("wb") as file:
-            np.save(file, np.array(rows, dtype=list(SAMPLE_FIELDS)), allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
+        content = samples_bytes([result.rows for result in results])
+        write_bytes(folder / filename, content)
         splits[split] = SplitInfo(
-            num_samples=len(rows),
+            num_samples=sum(len(result.rows) for result in results),
             samples_filename=filename,
-            samples_sha256=sha256_file(folder / filename),
-            shards=tuple(result.info for result in shards),
+            samples_sha256=sha256_bytes(content),
+            shards=tuple(result.info for result in results),
         )
     return ShardIndex(
-        classes=tuple(ClassInfo(label=s.index, wnid=s.wnid, name=s.name) for s in job.catalog),
+        classes=class_infos(job.catalog),
         splits=splits,
         spec={**spec.to_options(), "shard_version": SHARD_VERSION},
-        provenance={
-            "source": {
-                "name": job.source.name,
-                "kind": job.source.kind,
-                "layout": job.source.layout,
-                "listing_sha256": job.source.listing_sha256,
-            },
-            "subset": job.subset,
-        },
+        provenance=provenance(job.source, job.subset),
     )
+
+
+def class_infos(catalog: Catalog) -> tuple[ClassInfo, ...]:
+    """The classes as an index has them."""
+    return tuple(ClassInfo(label=s.index, wnid=s.wnid, name=s.name) for s in catalog)
+
+
+def provenance(source: SourceRecord, subset: Mapping[str, Any]) -> dict[str, Any]:
+    """Where samples that are packed now come from."""
+    return {
+        "source": {
+            "name": source.name,
+            "kind": source.kind,
+            "layout": source.layout,
+            "listing_sha256": source.listing_sha256,
+        },
+        "subset": dict(subset),
+        "libraries": libraries(),
+    }
+
+
+def best_engine(job: ShardJob, spec: ShardSpec) -> str:
+    """What workers are quickest: threads, which start at once, but where little is done without the interpreter lock.
+
+    Copies spend a fifth of their time under that lock and more the smaller they are; see ADR 0004 and
+    ``tests/benchmarks/shard.py``.
+    """
+    return "processes" if spec.images == "original" and job.num_records >= _WORTH_PROCESSES else "threads"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a job will take, from some of its pictures.
+
+    Attributes:
+        num_bytes: Of all tars.
+        seconds: With one worker; reading included.
+        measured: Pictures it was measured on.
+    """
+
+    num_bytes: int
+    seconds: float
+    measured: int
+
+
+def estimate(workspace: Workspace, job: ShardJob, spec: ShardSpec) -> Estimate:
+    """Prepare some pictures from all over a job, and take the others to be like them; writes nothing.
+
+    Raises:
+        DamagedError: The source changed or is damaged.
+    """
+    if job.plans is None:
+        return Estimate(num_bytes=0, seconds=0.0, measured=0)
+    source, _ = open_dataset(workspace)
+    prepare = make_prepare(spec)
+    sizes = []
+    with source:
+        some = job.plans.spread(_MEASURED)
+        start = time.perf_counter()
+        for record in some:
+            with contextlib.suppress(ImageError, MemberError):
+                sizes.append(len(prepare(source.read(record.path)).jpeg))
+        seconds = time.perf_counter() - start
+    scale = job.num_records / max(len(some), 1)
+    blocks = sum(BESIDE_PICTURE + size for size in sizes)
+    return Estimate(num_bytes=round(blocks * scale), seconds=seconds * scale, measured=len(some))

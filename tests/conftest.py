@@ -15,7 +15,8 @@ from imgprep.catalog import catalog
 from imgprep.cli import main
 from imgprep.fetch import fetch
 from imgprep.selection import SubsetSpec
-from imgprep.shard import ShardSpec, plan_job, shard
+from imgprep.shard import plan_job, shard
+from imgprep.shard_plan import ShardSpec
 from imgprep.subset import subset
 from imgprep.testing.toy import ToyListing, ToySpec, write_toy_imagenet
 from imgprep.workspace import Workspace

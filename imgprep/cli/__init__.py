@@ -15,11 +15,14 @@ from typing import Any, Final, NoReturn
 import click
 
 from imgprep import __version__
+from imgprep.cli.check import repair, trace, verify
 from imgprep.cli.demo import demo
 from imgprep.cli.doctor import doctor
 from imgprep.cli.fetch import fetch
+from imgprep.cli.interop import index
 from imgprep.cli.look import grid, stats
-from imgprep.cli.prepare import catalog, read_annotations, shard
+from imgprep.cli.prepare import catalog, read_annotations
+from imgprep.cli.shard import shard
 from imgprep.cli.subset import subset
 from imgprep.errors import INTERRUPTED, ImgprepError, as_imgprep_error
 from training.cli import evaluate, report, train
@@ -103,5 +106,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminated)
 
 
-for _command in (fetch, catalog, read_annotations, doctor, stats, grid, subset, shard, train, evaluate, report, demo):
+_STREET: Final = (fetch, catalog, read_annotations, doctor, stats, grid, subset, shard, train, evaluate, report)
+_BESIDE: Final = (verify, repair, trace, index, demo)
+for _command in (*_STREET, *_BESIDE):
     main.add_command(_command)

@@ -213,6 +213,21 @@ def selection_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     return with_preset(fields, options["preset"]) if options["preset"] is not None else fields
 
 
+def workers_option(function: F) -> F:
+    """``--workers`` and ``--engine``: see :func:`imgprep.executors.make_executor`."""
+    workers = click.option(
+        "-j", "--workers", type=click.IntRange(min=0), default=0, help="How many at once; 0 is one a processor."
+    )
+    engine = click.option(
+        "--engine",
+        type=click.Choice(["auto", "threads", "processes"]),
+        default="auto",
+        show_default=True,
+        help="What the workers are.",
+    )
+    return workers(engine(function))
+
+
 def print_result(lines: list[str], document: Mapping[str, Any], *, as_json: bool) -> None:
     """Print a result for people, or for programs."""
     if as_json:

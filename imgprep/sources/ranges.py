@@ -27,15 +27,18 @@ class RangeFile:
         """Read up to ``num_bytes`` at ``offset``; fewer at the end of the file."""
         # A damaged directory may ask for exabytes: never allocate more than there is.
         num_bytes = min(num_bytes, self._size - offset)
-        parts: list[bytes] = []
-        while num_bytes > 0:
-            part = os.pread(self._handle, num_bytes, offset)
-            if not part:
-                break
-            parts.append(part)
+        if num_bytes <= 0:
+            return b""
+        part = os.pread(self._handle, num_bytes, offset)
+        if len(part) == num_bytes:
+            return part
+        parts = [part]
+        while part:
             num_bytes -= len(part)
             offset += len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+            part = os.pread(self._handle, num_bytes, offset)
+            parts.append(part)
+        return b"".join(parts)
 
     def read_exactly(self, num_bytes: int, offset: int, *, what: str) -> bytes:
         """Read ``num_bytes`` at ``offset``.

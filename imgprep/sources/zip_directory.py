@@ -62,11 +62,11 @@ _ZIP64_TAG: Final = 1
 _SATURATED: Final = 0xFFFF_FFFF
 _SLASH: Final = ord("/")
 _UTF8: Final = 1 << 11
-_ENCRYPTED: Final = 1
+ENCRYPTED: Final = 1
 
 _LOCAL: Final = struct.Struct("<4s5H3L2H")
 """4.3.7: signature, version, flags, method, time, date, CRC-32, two sizes, length of the name, of the extra fields."""
-_LOCAL_SIGNATURE: Final = b"PK\x03\x04"
+LOCAL_SIGNATURE: Final = b"PK\x03\x04"
 STORED: Final = 0
 DEFLATED: Final = 8
 MAX_MEMBER: Final = 1 << 30
@@ -596,18 +596,51 @@ class ZipDirectory:
         Raises:
             MemberError: There is none of that name.
         """
+        for index in self.candidates(name):
+            if self.name(index) == name:
+                return index
+        raise MemberError(f"{self.where} has no member {name}")
+
+    def find_all(self, names: Sequence[str]) -> list[int]:
+        """The indices of several members, found together; see :meth:`find`.
+
+        A name that is in the archive no more than its hash is gets the index of another: whoever reads the member
+        finds its name there.
+        """
+        if not len(self):
+            return [self.find(name) for name in names]
+        shift = int(self._key_shift)
+        wanted = [self._hash(name) << shift & 0xFFFF_FFFF_FFFF_FFFF for name in names]
+        places = np.searchsorted(self._keys, np.array(wanted, np.uint64))
+        found = []
+        # The keys at a place and after it tell whether one member alone may have the name: as a rule it is so.
+        last = len(self._keys) - 1
+        keys = [self._keys[np.minimum(places + step, last)].tolist() for step in (0, 1)]
+        for name, hashed, key, following in zip(names, wanted, *keys, strict=True):
+            is_one = key >> shift == hashed >> shift and (following == key or following >> shift != hashed >> shift)
+            found.append(key & (1 << shift) - 1 if is_one else self.find(name))
+        return found
+
+    def _hash(self, name: str) -> int:
         cut = name.rfind("/") + 1
         # A folder that is not there gets the number of another: the names are compared in any case.
         folder = self._folder_numbers.get(name[:cut], 0)
-        hashed = hash(name[cut:].encode("utf-8", "surrogatepass")) + folder * _FOLDER_FACTOR
-        wanted = np.uint64(hashed & 0xFFFF_FFFF_FFFF_FFFF) << self._key_shift
-        mask = (np.uint64(1) << self._key_shift) - np.uint64(1)
-        for key in self._keys[np.searchsorted(self._keys, wanted) :]:
+        return hash(name[cut:].encode("utf-8", "surrogatepass")) + folder * _FOLDER_FACTOR
+
+    def candidates(self, name: str) -> Iterator[int]:
+        """Indices of members that may have a name: as a rule one, or none. What is there must be compared.
+
+        Names are kept packed, and looking at one unpacks those around it: whoever reads the member in any case finds
+        its name there as well.
+        """
+        shift = int(self._key_shift)
+        wanted = self._hash(name) << shift & 0xFFFF_FFFF_FFFF_FFFF
+        mask = (1 << shift) - 1
+        for place in range(int(np.searchsorted(self._keys, np.uint64(wanted))), len(self._keys)):
+            key = int(self._keys[place])
             if key & ~mask != wanted:
                 break
-            if self.name(int(key & mask)) == name:
-                return int(key & mask)
-        raise MemberError(f"{self.where} has no member {name}")
+            yield key & mask
 
     @cached_property
     def _folder_numbers(self) -> dict[str, int]:
@@ -706,13 +739,13 @@ def find_unreadable(directory: ZipDirectory, indices: npt.NDArray[np.int64]) -> 
     """Those of the members that :func:`check_readable` refuses."""
     packed, num_bytes = (sizes[indices].astype(np.int64) for sizes in (directory.packed, directory.num_bytes))
     large = (num_bytes > MAX_MEMBER) | (packed > num_bytes + num_bytes // 50 + _MAX_OVERHEAD)
-    odd = ~np.isin(directory.method[indices], (STORED, DEFLATED)) | ((directory.flags[indices] & _ENCRYPTED) != 0)
+    odd = ~np.isin(directory.method[indices], (STORED, DEFLATED)) | ((directory.flags[indices] & ENCRYPTED) != 0)
     found: npt.NDArray[np.int64] = indices[large | odd]
     return found
 
 
 def _check_method(what: str, method: int, flags: int) -> None:
-    if flags & _ENCRYPTED:
+    if flags & ENCRYPTED:
         raise MemberError(f"{what} is encrypted")
     if method not in {STORED, DEFLATED}:
         raise MemberError(f"{what} uses compression method {method}; stored and deflated can be read")
@@ -742,7 +775,7 @@ def local_header_bytes(header: bytes | bytearray | memoryview, *, what: str) -> 
     if len(header) < _LOCAL.size:
         raise MemberError(f"{what} is cut off: {len(header)} bytes of its local header of {_LOCAL.size}", _AGAIN)
     signature, *_, name_length, extra_length = _LOCAL.unpack_from(header)
-    if signature != _LOCAL_SIGNATURE:
+    if signature != LOCAL_SIGNATURE:
         raise MemberError(f"{what} is damaged: no local header where its directory says", _AGAIN)
     return _LOCAL.size + int(name_length) + int(extra_length)
 

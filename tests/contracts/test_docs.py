@@ -34,6 +34,8 @@ SUBSTITUTES = {
     "/data/imagenet": "unpacked",
     "n01440764,n02102040": "n90000001,n90000002",
     "tench,English springer": "disc,ring",
+    "n01440764_10026": "n90000001_16",
+    "ILSVRC2012_val_00000001.JPEG": "ILSVRC2012_val_00000017.JPEG",
     "10": "4",
     "100": "8",
     "50": "6",
@@ -98,7 +100,12 @@ def test_command_has_a_how_to_page_and_a_section_in_the_reference(name: str) -> 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_options_in_how_to_pages_exist(name: str) -> None:
     page = DOCS / "how-to" / f"{name.removeprefix('imgprep ')}.md"
-    known = {text for command in COMMANDS.values() for param in command.params for text in param.opts}
+    known = {
+        text
+        for command in COMMANDS.values()
+        for param in command.params
+        for text in (*param.opts, *param.secondary_opts)
+    }
 
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", page.read_text(encoding="utf-8"))) if page.exists() else set()
 
@@ -167,9 +174,15 @@ def place(
     if command in {"catalog", "annotations", "subset"}:
         root.mkdir()
         assert CliRunner().invoke(main, ["fetch", "--from", str(toy_zip)]).exit_code == 0
-    elif command in {"evaluate", "report"} or "--resume" in words:
+    elif command in {"evaluate", "report", "trace"} or "--resume" in words:
         shutil.copytree(request.getfixturevalue("_trained"), root)
-    elif command in {"shard", "train", "stats", "grid", "doctor"}:
+    elif command == "index":
+        shutil.copytree(request.getfixturevalue("_sharded") / "shards" / "main", tmp_path / "their-tars")
+        for path in (tmp_path / "their-tars").iterdir():
+            if path.suffix != ".tar":
+                _ = shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (tmp_path / "names.txt").write_text("one\ntwo\nthree\nfour\n")
+    elif command in {"shard", "train", "stats", "grid", "doctor", "verify", "repair"}:
         shutil.copytree(request.getfixturevalue("_sharded"), root)
         if command == "shard":
             shutil.rmtree(root / "shards")

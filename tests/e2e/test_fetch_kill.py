@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import functools
 import http.client
-import io
 import itertools
 import json
 import os
@@ -19,16 +18,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import pytest
@@ -46,12 +44,12 @@ from imgprep.sources.kaggle import COMPETITION, SignedUrl
 from imgprep.sources.part import ArchiveRecord
 from imgprep.sources.remote_zip import WASTE
 from imgprep.testing.kaggle import Fault, KaggleStandIn, Request
+from imgprep.testing.kills import WRITES, Kill, Meter, kill_points
 from imgprep.testing.toy import ToySpec, write_toy_imagenet
 from imgprep.transfer import TransferSpec
 from imgprep.workspace import Workspace
 
 PART_BYTES: Final = 8 << 10
-WRITES: Final = frozenset({"write", "pwrite"})
 NAMING: Final = frozenset({"rename", "unlink", "mkdir"})
 MOST_WRITES: Final = 60
 """Kills at writes of one kind in one scenario; every change of another kind is killed at."""
@@ -72,15 +70,6 @@ SPECS: Final = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kill:
-    """Where a process dies: at the ``number``-th change of a kind, before it or when half of its bytes are written."""
-
-    kind: str
-    number: int
-    half: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class Job:
     """One run of ``fetch``: a name in :data:`SPECS`, or ``adopt`` for a copy that is there."""
 
@@ -89,86 +78,6 @@ class Job:
     url: str
     archive: str
     kill: Kill | None = None
-
-
-def _nothing(_: object) -> None:
-    """Sync nothing: a kill leaves what was written whether it was synced or not, and this is quick."""
-
-
-class Meter:
-    """Counts the changes a process makes on disk, and kills it at one of them."""
-
-    def __init__(self, kill: Kill | None) -> None:
-        self.counts: Counter[str] = Counter()
-        self._kill = kill
-        self._lock = threading.Lock()
-
-    def __call__(self, kind: str, write_half: Callable[[], object] = lambda: None) -> None:
-        """Count one change that is about to happen."""
-        with self._lock:
-            self.counts[kind] += 1
-            if self._kill is not None and (kind, self.counts[kind]) == (self._kill.kind, self._kill.number):
-                if self._kill.half:
-                    write_half()
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    def install(self) -> None:
-        """Put this meter before every function that changes something; for a process that ends soon."""
-        for name, kind in {"rename": "rename", "replace": "rename", "unlink": "unlink", "mkdir": "mkdir"}.items():
-            setattr(os, name, self._counted(kind, getattr(os, name)))
-        for name in ("fsync", "fdatasync"):
-            setattr(os, name, self._counted(name, _nothing))
-        for module in (part, one_by_one):
-            module.sync_filesystem = self._counted("syncfs", _nothing)  # type: ignore[attr-defined]
-        os.write = self._writing("write", os.write)
-        os.pwrite = self._writing("pwrite", os.pwrite)
-        os_open = os.open
-
-        def open_counted(path: Any, flags: int, mode: int = 0o777, **options: Any) -> int:
-            if flags & (os.O_WRONLY | os.O_RDWR):
-                self("open")
-            return os_open(path, flags, mode, **options)
-
-        os.open = open_counted
-        io.open = self._opening(io.open)
-
-    def _counted(self, kind: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def counted(*args: Any, **options: Any) -> Any:
-            self(kind)
-            return function(*args, **options)
-
-        return counted
-
-    def _writing(self, kind: str, function: Callable[..., int]) -> Callable[..., int]:
-        def write(handle: int, content: Any, *place: int) -> int:
-            self(kind, lambda: function(handle, memoryview(content)[: len(content) // 2], *place))
-            return function(handle, content, *place)
-
-        return write
-
-    def _opening(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        meter = self
-
-        class CountedFile(io.FileIO):
-            def write(self, content: Any) -> int:
-                meter("write", lambda: io.FileIO.write(self, memoryview(content)[: len(content) // 2]))
-                return super().write(content)
-
-            def truncate(self, size: int | None = None) -> int:
-                meter("truncate")
-                return super().truncate(size)
-
-        def open_counted(file: Any, mode: str = "r", buffering: int = -1, *rest: Any, **options: Any) -> Any:
-            if not set(mode) & set("wxa+"):
-                return function(file, mode, buffering, *rest, **options)
-            meter("open")
-            if "b" not in mode:
-                return function(file, mode, buffering, *rest, **options)
-            raw = CountedFile(file, mode)
-            return raw if buffering == 0 else io.BufferedWriter(raw)
-
-        return open_counted
 
 
 class StandInKaggle:
@@ -203,7 +112,7 @@ class StandInKaggle:
 def run_job(job: Job) -> Counter[str]:
     """Fetch as the command does; returns the changes that took, by kind."""
     meter = Meter(job.kill)
-    meter.install()
+    meter.install(syncing=(part, one_by_one))
     root = Path(job.root)
     workspace = Workspace(root / "workspace")
     workspace.root.mkdir(parents=True, exist_ok=True)
@@ -415,18 +324,6 @@ def bytes_read_twice(requests: list[Request], done: list[tuple[int, int]]) -> tu
     return twice, sum(last + 1 - first for first, last in asked)
 
 
-def kills(counts: Counter[str]) -> list[Kill]:
-    """Every change, but of many writes no more than a spread of them; writes are killed at before and in the middle."""
-    chosen = []
-    for kind, count in sorted(counts.items()):
-        step = max(1.0, 2 * count / MOST_WRITES) if kind in WRITES else 1.0
-        numbers = sorted({int(place * step) + 1 for place in range(count) if place * step < count})
-        chosen += [
-            Kill(kind=kind, number=n, half=half) for n in numbers for half in (False, True)[: 1 + (kind in WRITES)]
-        ]
-    return chosen
-
-
 @dataclass(frozen=True)
 class Scenario:
     """A request in a workspace in which others were met before."""
@@ -544,7 +441,9 @@ def test_killed_anywhere_the_same_request_goes_on_and_ends_in_the_same_tree(
         finally:
             free.put(bench)
 
-    points = [kill for kill in kills(counts) if not scenario.only or kill.kind in scenario.only]
+    points = [
+        kill for kill in kill_points(counts, most_writes=MOST_WRITES) if not scenario.only or kill.kind in scenario.only
+    ]
     with ThreadPoolExecutor(len(benches)) as pool:
         killed = sum(pool.map(try_one, points))
     assert not broken, f"{len(broken)} of {len(points)} kills:\n" + "\n".join(broken[:20])

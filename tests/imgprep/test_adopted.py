@@ -20,7 +20,8 @@ from imgprep.doctor import doctor
 from imgprep.errors import DamagedError, ImgprepError, MissingInputError, OutputExistsError, SourceError
 from imgprep.fetch import fetch
 from imgprep.selection import SubsetSpec
-from imgprep.shard import ShardSpec, plan_job, shard
+from imgprep.shard import plan_job, shard
+from imgprep.shard_plan import ShardSpec
 from imgprep.sources import open_source
 from imgprep.sources.adopted import (
     check_adopted,

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -337,9 +338,19 @@ def test_no_space_left(cli: Cli, toy_zip: Path, small_disk: Path) -> None:
     filler = small_disk / "filler"
     filler.write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize - 30_000))
     fails(cli("shard", *workspace), 6, "No space left on device", "free some space")
-    assert list((small_disk / "w" / "shards").iterdir()) == []
+    unfinished(small_disk / "w" / "shards")
+    fails(cli("shard", "--size", "32", *workspace), 2, "unfinished job of another request", "size was 256, now 32")
     filler.unlink()
-    assert cli("shard", "--size", "32", *workspace).exit_code == 0
+    assert cli("shard", *workspace).exit_code == 0
+    assert [path.name for path in (small_disk / "w" / "shards").iterdir()] == ["main"]
+
+
+def unfinished(shards: Path) -> None:
+    """Nothing has the name of shards, and no tar that is there is half."""
+    assert sorted(path.name for path in shards.iterdir()) == [".main.job", ".main.tmp"]
+    for path in (shards / ".main.tmp").iterdir():
+        with tarfile.open(path) as archive:
+            assert archive.getmembers()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -370,7 +381,7 @@ def test_an_interruption_leaves_with_130_and_nothing_half(
 
     assert process.returncode == INTERRUPTED
     assert errors.strip() == "interrupted"
-    assert list(Path("imgprep-data/shards").iterdir()) == []
+    unfinished(Path("imgprep-data/shards"))
     assert cli("shard").exit_code == 0
 
 
@@ -398,8 +409,10 @@ def test_a_killed_stage_leaves_nothing_that_looks_done_and_can_be_run_again(
     folder = Path("killed/shards/main")
     assert not folder.exists()
     assert cli("shard", "--size", "48", "--samples-per-shard", "5").exit_code == 0
-    expected = {path.name: path.read_bytes() for path in sharded.shards("main").iterdir()}
-    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    expected, found = (
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (sharded.shards("main"), folder)
+    )
     assert found == expected
     assert sorted(path.name for path in folder.parent.iterdir()) == ["main"]
 

@@ -1,71 +1,46 @@
-"""Every executor keeps the same contract."""
+"""Making executors. What they do is the contract of all engines: ``tests/contracts/test_executor_contract.py``."""
 
 from __future__ import annotations
 
-import threading
-import time
+import os
+import subprocess
+import sys
 
 import pytest
 
 from imgprep.errors import SpecError
-from imgprep.executors import Executor, SerialExecutor, ThreadExecutor, Tick, make_executor
-
-EXECUTORS = [SerialExecutor(), ThreadExecutor(1), ThreadExecutor(4)]
+from imgprep.executors import ProcessExecutor, SerialExecutor, ThreadExecutor, make_executor
 
 
-def work(plan: int, tick: Tick) -> int:
-    time.sleep((7 - plan % 8) / 2000)
-    for _ in range(plan):
-        tick()
-    return plan * plan
-
-
-@pytest.mark.parametrize("executor", EXECUTORS)
-def test_results_come_in_the_order_of_the_plans_and_every_tick_arrives(executor: Executor) -> None:
-    ticks: list[None] = []
-    results = list(executor.map(work, range(20), tick=lambda: ticks.append(None)))
-
-    assert results == [plan * plan for plan in range(20)]
-    assert len(ticks) == sum(range(20))
-
-
-@pytest.mark.parametrize("executor", EXECUTORS)
-def test_an_error_comes_out_and_no_plan_goes_on_after_it(executor: Executor) -> None:
-    running = threading.Semaphore(0)
-
-    def fail_at_three(plan: int, tick: Tick) -> int:
-        if plan == 3:
-            raise ValueError("plan 3")
-        for _ in range(1000):
-            time.sleep(0.001)
-            tick()
-            if plan < 3:
-                break
-        else:
-            running.release()
-        return plan
-
-    start = time.monotonic()
-    with pytest.raises(ValueError, match="plan 3"):
-        list(executor.map(fail_at_three, range(50), tick=lambda: None))
-
-    # The plans after it would take a second each: they were called off, none ran to its end.
-    assert time.monotonic() - start < 5
-    assert not running.acquire(blocking=False)
-
-
-@pytest.mark.parametrize("executor", EXECUTORS)
-def test_leaving_early_stops_the_work(executor: Executor) -> None:
-    results = executor.map(work, range(1000), tick=lambda: None)
-    next(iter(results))
-    results.close()
-
-    assert [thread for thread in threading.enumerate() if thread.name.startswith("imgprep")] == []
-
-
-def test_make_executor() -> None:
+def test_the_number_and_the_engine_decide() -> None:
     assert isinstance(make_executor(1), SerialExecutor)
     assert isinstance(make_executor(3), ThreadExecutor)
-    assert isinstance(make_executor(0), SerialExecutor | ThreadExecutor)
-    with pytest.raises(SpecError, match="1 or more, got -1"):
-        make_executor(-1)
+    assert isinstance(make_executor(3, "auto"), ThreadExecutor)
+    assert isinstance(make_executor(1, "processes"), ProcessExecutor)
+    assert [make_executor(3, engine).workers for engine in ("threads", "processes")] == [3, 3]
+
+
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_none_is_one_a_processor_that_may_be_used(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 5})
+
+    assert make_executor(0, engine).workers == 3
+
+
+@pytest.mark.parametrize("workers", [-1, -100])
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_fewer_than_one_worker_is_refused(workers: int, engine: str) -> None:
+    with pytest.raises(SpecError, match=f"workers must be 1 or more, got {workers}"):
+        make_executor(workers, engine)
+
+
+def test_an_unknown_engine_is_refused() -> None:
+    with pytest.raises(SpecError, match="one of auto, threads, processes, got 'ray'"):
+        make_executor(1, "ray")
+
+
+def test_a_worker_process_loads_what_its_function_needs_and_no_more() -> None:
+    code = "import imgprep.executors, sys; print({'numpy', 'click', 'pandas'} & sys.modules.keys())"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert result.stdout == "set()\n"

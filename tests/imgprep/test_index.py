@@ -84,6 +84,7 @@ def test_a_class_is_called_by_its_first_name() -> None:
         ('"format": "imgprep-index"', '"format": "x"', "not an imgprep-index"),
         ('"shards"', '"chards"', "incomplete"),
         ('"label": 1', '"label": 7', "0, 1, 2"),
+        ('"num_samples": 3', '"num_samples": 1e999', "incomplete"),
         ("{", "", "not valid JSON"),
     ],
 )
@@ -179,6 +180,12 @@ def test_samples_of_another_number_missing_empty_or_pickled_are_damage(tmp_path:
     (tmp_path / "train.samples.npy").write_bytes(b"")
     with pytest.raises(DamagedError, match="cannot be read"):
         open_samples(index_path, index_of(tmp_path), "train")
+    for broken in (b"{'descr': [('a', '<u4'", b"{'descr': (((", b"\0", b"{'descr': 1e999, "):
+        # An index may be made for such a table as well: NumPy takes its header for an expression of Python.
+        header = broken.ljust(118) + b"\n"
+        (tmp_path / "train.samples.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+        with pytest.raises(DamagedError, match="cannot be read"):
+            open_samples(index_path, index_of(tmp_path), "train")
     with (tmp_path / "train.samples.npy").open("wb") as file:
         np.savez(file, a=np.zeros(3))
     with pytest.raises(DamagedError, match="no array"):

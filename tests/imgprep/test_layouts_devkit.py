@@ -16,7 +16,8 @@ from imgprep.layouts import Listing, find_layout
 from imgprep.layouts.ilsvrc import parse_mapping, parse_solution
 from imgprep.layouts.label_lists import parse_meta
 from imgprep.selection import SubsetSpec
-from imgprep.shard import ShardSpec, plan_job, shard
+from imgprep.shard import plan_job, shard
+from imgprep.shard_plan import ShardSpec
 from imgprep.sources import open_source
 from imgprep.subset import subset
 from imgprep.testing.containers import Container, mat_file, tar_file, write_source

@@ -23,7 +23,8 @@ from imgprep.layouts.imagefolder import ImageFolderLayout
 from imgprep.layouts.naming import make_key
 from imgprep.records import is_key
 from imgprep.selection import SubsetSpec
-from imgprep.shard import ShardSpec, plan_job, shard
+from imgprep.shard import plan_job, shard
+from imgprep.shard_plan import ShardSpec
 from imgprep.sources import Member, open_source
 from imgprep.subset import subset
 from imgprep.testing.containers import Container, write_source

@@ -13,7 +13,8 @@ from imgprep.errors import SourceError
 from imgprep.fetch import fetch
 from imgprep.layouts import find_layout, get_layout
 from imgprep.selection import SubsetSpec
-from imgprep.shard import ShardSpec, plan_job, shard
+from imgprep.shard import plan_job, shard
+from imgprep.shard_plan import ShardSpec
 from imgprep.sources import open_source
 from imgprep.subset import subset
 from imgprep.testing.containers import Container, mat_file, write_source

@@ -18,7 +18,8 @@ from imgprep.layouts.ilsvrc import parse_mapping
 from imgprep.layouts.tiny_imagenet import _boxes
 from imgprep.records import Annotation, BoundingBox
 from imgprep.selection import SubsetSpec
-from imgprep.shard import ShardSpec, plan_job, shard
+from imgprep.shard import plan_job, shard
+from imgprep.shard_plan import ShardSpec
 from imgprep.sources import open_source
 from imgprep.subset import subset
 from imgprep.testing.containers import Container, write_source

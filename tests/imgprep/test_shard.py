@@ -10,15 +10,13 @@ import json
 import tarfile
 import zipfile
 import zlib
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
+import imgprep.shard as stage
 from imgprep.annotations import annotations
 from imgprep.catalog import catalog
 from imgprep.errors import (
@@ -27,16 +25,16 @@ from imgprep.errors import (
     ImageError,
     MissingInputError,
     OutputExistsError,
-    SpecError,
     TooManyRejectsError,
 )
 from imgprep.executors import ThreadExecutor
 from imgprep.fetch import fetch
 from imgprep.index import open_samples, read_index
-from imgprep.records import Record
 from imgprep.selection import SubsetSpec
-from imgprep.shard import ShardSpec, plan_job, plan_shards, shard, tar_header
+from imgprep.shard import plan_job, shard
+from imgprep.shard_plan import ShardSpec
 from imgprep.sources.adopted import read_source_record
+from imgprep.stats import SilentProgress
 from imgprep.subset import subset
 from imgprep.tables import manifest_records, read_manifest
 from imgprep.testing.toy import ToyListing
@@ -45,12 +43,9 @@ from imgprep.workspace import Workspace
 SPEC = ShardSpec(size=48, samples_per_shard=5)
 
 
-def record(number: int, *, split: str = "train", num_bytes: int = 100_000) -> Record:
-    return Record(f"k{number}", split, f"p/k{number}.JPEG", "n00000001", 0, num_bytes, None)
-
-
 def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def rewrite(workspace: Workspace, spec: ShardSpec, **options: int) -> dict[str, str]:
@@ -58,47 +53,6 @@ def rewrite(workspace: Workspace, spec: ShardSpec, **options: int) -> dict[str, 
     executor = ThreadExecutor(options["workers"]) if "workers" in options else None
     result = shard(workspace, job, spec, executor=executor)
     return digests(result.folder)
-
-
-@given(
-    numbers=st.sets(st.integers(0, 500), min_size=1, max_size=60),
-    samples_per_shard=st.none() | st.integers(1, 20),
-    seed=st.integers(0, 3),
-)
-def test_a_plan_holds_every_record_once_whatever_their_order(
-    numbers: set[int], samples_per_shard: int | None, seed: int
-) -> None:
-    records = [record(number, split="train" if number % 3 else "val") for number in numbers]
-    spec = ShardSpec(samples_per_shard=samples_per_shard, seed=seed)
-    plans = plan_shards(records, spec)
-    packed = [entry for plan in plans for entry in plan.records]
-
-    assert Counter(packed) == Counter(records)
-    assert all(entry.split == plan.split for plan in plans for entry in plan.records)
-    assert plan_shards(records[::-1], spec) == plans
-    assert all(plan.records for plan in plans)
-    if samples_per_shard:
-        assert max(len(plan.records) for plan in plans) <= samples_per_shard
-
-
-@pytest.mark.parametrize(
-    ("samples", "num_bytes", "images", "shards"),
-    [(1, 10**5, "resize", 1), (16, 10**5, "resize", 2), (1000, 10**5, "resize", 8), (20_000, 10**5, "original", 8)],
-)
-def test_shards_are_at_least_eight_when_there_are_enough_samples(
-    samples: int, num_bytes: int, images: str, shards: int
-) -> None:
-    records = [record(number, num_bytes=num_bytes) for number in range(samples)]
-    sizes = [len(p.records) for p in plan_shards(records, ShardSpec(images=images))]  # type: ignore[arg-type]
-
-    assert len(sizes) == shards
-    assert max(sizes) - min(sizes) <= 1
-
-
-def test_large_splits_get_shards_of_about_256_mib() -> None:
-    records = [record(number, num_bytes=1 << 20) for number in range(4096)]
-
-    assert len(plan_shards(records, ShardSpec(images="original"))) == 16
 
 
 def test_classes_are_mixed_in_every_shard(sharded: Workspace) -> None:
@@ -263,7 +217,7 @@ def test_more_rejects_than_allowed_publish_nothing(sharded: Workspace, toy_zip: 
         shard(workspace, job, spec, executor=ThreadExecutor(2))
 
     left = sorted(path.name for path in (workspace.root / "shards").iterdir())
-    assert left == ["bad.rejected.csv"]
+    assert left == [".bad.job", ".bad.tmp", "bad.rejected.csv"]
     assert len((workspace.root / "shards" / "bad.rejected.csv").read_text().splitlines()) > 4
 
 
@@ -283,7 +237,7 @@ def test_a_split_without_one_usable_picture_is_an_error(sharded: Workspace, toy_
     workspace = damaged(sharded, toy_zip, tmp_path, 1000)
     with pytest.raises(ImageError, match="not one picture of the split train can be used"):
         shard(workspace, plan_job(workspace, SPEC, subset="main"), SPEC)
-    assert list((workspace.root / "shards").iterdir()) == []
+    assert not workspace.shards("main").exists()
 
 
 def test_a_subset_of_another_source_is_refused(sharded: Workspace, toy_zip: Path, tmp_path: Path) -> None:
@@ -303,6 +257,8 @@ def test_an_interruption_leaves_nothing_that_looks_done(sharded: Workspace) -> N
 
         def finish(self) -> None: ...
 
+        def note(self, text: str) -> None: ...
+
         def advance(self, n: int = 1) -> None:
             self.left -= n
             if self.left < 0:
@@ -312,7 +268,129 @@ def test_an_interruption_leaves_nothing_that_looks_done(sharded: Workspace) -> N
     with pytest.raises(KeyboardInterrupt):
         shard(sharded, job, SPEC, progress=Interrupting())
 
-    assert sorted(path.name for path in (sharded.root / "shards").iterdir()) == ["main"]
+    # What is finished is kept for the next run, under names that nobody takes for shards.
+    left = {path.name: path for path in (sharded.root / "shards").iterdir()}
+    assert sorted(left) == [".new.job", ".new.tmp", "main"]
+    assert not [path.name for path in left[".new.tmp"].iterdir() if path.name.startswith(".")]
+    assert shard(sharded, job, SPEC).stats["resumed"] == 1
+    assert sorted(path.name for path in (sharded.root / "shards").iterdir()) == ["main", "new"]
+    assert digests(sharded.shards("new")) == digests(sharded.shards("main"))
+
+
+class Stopping(SilentProgress):
+    """Interrupts a stage after some pictures."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def advance(self, n: int = 1) -> None:
+        self.left -= n
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+def stop_in_the_middle(workspace: Workspace) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        shard(workspace, plan_job(workspace, SPEC, subset="main", name="new"), SPEC, progress=Stopping(9))
+
+
+def test_an_unfinished_job_is_not_mixed_with_another_request(
+    sharded: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_in_the_middle(sharded)
+    other = ShardSpec(size=40, samples_per_shard=5)
+    with pytest.raises(OutputExistsError, match=r"unfinished job.*size was 48, now 40.*--overwrite"):
+        shard(sharded, plan_job(sharded, other, subset="main", name="new"), other)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "libraries", lambda: {"opencv": "0.1"})
+        with pytest.raises(OutputExistsError, match=r"version of opencv was [\d.]+, now 0\.1"):
+            shard(sharded, plan_job(sharded, SPEC, subset="main", name="new"), SPEC)
+
+    subset(sharded, SubsetSpec(classes=3, per_class=8), name="main", overwrite=True)
+    with pytest.raises(OutputExistsError, match="the subset is another one"):
+        shard(sharded, plan_job(sharded, SPEC, subset="main", name="new"), SPEC)
+
+    job = plan_job(sharded, other, subset="main", name="new", overwrite=True)
+    assert shard(sharded, job, other).stats["resumed"] == 0
+    assert sorted(path.name for path in (sharded.root / "shards").iterdir()) == ["main", "new"]
+
+
+def test_a_damaged_unfinished_tar_is_written_again(sharded: Workspace) -> None:
+    stop_in_the_middle(sharded)
+    staging = sharded.root / "shards" / ".new.tmp"
+    finished = next(staging.glob("*.tar"))
+    content = bytearray(finished.read_bytes())
+    content[len(content) // 2] ^= 1
+    finished.write_bytes(content)
+    (staging / ".imgprep-train-000003.tar.tmp").write_bytes(b"half")
+    (staging / "imgprep-train-000099.tar").write_bytes(b"of nobody")
+    result = shard(sharded, plan_job(sharded, SPEC, subset="main", name="new"), SPEC)
+
+    assert result.stats["resumed"] == 0
+    assert digests(sharded.shards("new")) == digests(sharded.shards("main"))
+
+
+def test_a_damaged_record_of_an_unfinished_job_begins_anew(sharded: Workspace) -> None:
+    stop_in_the_middle(sharded)
+    (sharded.root / "shards" / ".new.job" / "shard.receipt.json").write_text("{")
+
+    assert shard(sharded, plan_job(sharded, SPEC, subset="main", name="new"), SPEC).stats["resumed"] == 0
+    assert digests(sharded.shards("new")) == digests(sharded.shards("main"))
+
+
+def test_what_an_unfinished_job_left_goes_when_the_shards_are_there(sharded: Workspace) -> None:
+    """A kill right after the shards got their name."""
+    for path in stage._unfinished(sharded.shards("main")):
+        path.mkdir()
+
+    assert shard(sharded, plan_job(sharded, SPEC, subset="main"), SPEC).action == "skip"
+    assert [path.name for path in (sharded.root / "shards").iterdir()] == ["main"]
+
+
+def test_boxes_are_scaled_with_their_pictures(sharded: Workspace) -> None:
+    """Every box of the toy archive, in every sample, against the table of boxes."""
+    told: dict[str, list[dict[str, str]]] = {}
+    for row in csv.DictReader((sharded.catalog / "boxes.csv").read_text().splitlines()):
+        told.setdefault(row["ImageId"], []).append(row)
+    seen = 0
+    for path in sorted(sharded.shards("main").glob("*.tar")):
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if not member.name.endswith(".json"):
+                    continue
+                document = json.loads(archive.extractfile(member).read())  # type: ignore[union-attr]
+                rows = told.get(document["key"], [])
+                assert [box["wnid"] for box in document.get("boxes", [])] == [row["wnid"] for row in rows]
+                for box, row in zip(document.get("boxes", []), rows, strict=True):
+                    scale = document["width"] / int(row["width"]), document["height"] / int(row["height"])
+                    for name, place in (("xmin", 0), ("ymin", 1), ("xmax", 0), ("ymax", 1)):
+                        expected = min(int(row[name]) * scale[place], document[("width", "height")[place]])
+                        assert box[name] == pytest.approx(expected, abs=0.006)
+                    seen += 1
+    assert seen > 10
+
+
+def test_an_estimate_reads_some_pictures_and_is_near(sharded: Workspace) -> None:
+    job = plan_job(sharded, SPEC, subset="main", name="new")
+    found = stage.estimate(sharded, job, SPEC)
+    size = sum(path.stat().st_size for path in sharded.shards("main").glob("*.tar"))
+
+    assert found.measured == job.num_records
+    assert found.num_bytes == pytest.approx(size, rel=0.1)
+    assert found.seconds > 0
+    assert not (sharded.root / "shards" / "new").exists()
+    assert stage.estimate(sharded, plan_job(sharded, SPEC, subset="main"), SPEC).measured == 0
+
+
+def test_processes_pay_for_many_copies_only(sharded: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = ShardSpec(images="original")
+    job = plan_job(sharded, copies, subset="main", name="new")
+
+    assert stage.best_engine(job, copies) == "threads"
+    monkeypatch.setattr(stage, "_WORTH_PROCESSES", 10)
+    assert stage.best_engine(job, copies) == "processes"
+    assert stage.best_engine(job, SPEC) == "threads"
 
 
 def test_a_subset_that_is_missing_is_a_missing_input(sharded: Workspace) -> None:
@@ -320,15 +398,21 @@ def test_a_subset_that_is_missing_is_a_missing_input(sharded: Workspace) -> None
         plan_job(sharded, SPEC, subset="nowhere")
 
 
+def cite_anew(workspace: Workspace) -> None:
+    """Make the receipt of a subset agree with a manifest that was changed."""
+    path = workspace.subset("main") / "manifest.csv"
+    receipt = path.with_name("subset.receipt.json")
+    document = json.loads(receipt.read_text())
+    document["outputs"]["manifest.csv"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    receipt.write_text(json.dumps(document))
+
+
 def test_a_manifest_whose_labels_do_not_fit_is_refused(sharded: Workspace) -> None:
     path = sharded.subset("main") / "manifest.csv"
     path.write_text(path.read_text().replace(",0,", ",9,", 1))
     with pytest.raises(ContradictionError, match=r"was changed since it was chosen"):
         plan_job(sharded, SPEC, subset="main", name="new")
-    receipt = sharded.subset("main") / "subset.receipt.json"
-    document = json.loads(receipt.read_text())
-    document["outputs"]["manifest.csv"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    receipt.write_text(json.dumps(document))
+    cite_anew(sharded)
     with pytest.raises(DamagedError, match=r"label 9"):
         plan_job(sharded, SPEC, subset="main", name="new")
 
@@ -355,31 +439,9 @@ def test_keys_and_splits_that_could_leave_a_tar_are_refused(sharded: Workspace, 
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
+    cite_anew(sharded)
     with pytest.raises(DamagedError, match=r"is no (key|split)"):
         plan_job(sharded, SPEC, subset="main", name="new")
-
-
-def test_a_header_is_plain_ustar() -> None:
-    header = tar_header("key.jpg", 1234)
-
-    assert (len(header), header[257:265], header[136:148]) == (512, b"ustar\x0000", b"00000000000\0")
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"images": "raw"}, "one of resize, original, got 'raw'"),
-        ({"size": 7}, "size must be from 8"),
-        ({"quality": 0}, "quality must be from 1 to 100, got 0"),
-        ({"quality": 101}, "got 101"),
-        ({"samples_per_shard": 0}, "samples_per_shard must be 1 or more, got 0"),
-        ({"seed": -1}, "seed must be"),
-        ({"max_rejects": -1}, "max_rejects must be 0 or more, got -1"),
-    ],
-)
-def test_illegal_specs_cannot_be_built(options: dict[str, object], said: str) -> None:
-    with pytest.raises(SpecError, match=said):
-        ShardSpec(**options)  # type: ignore[arg-type]  # the values are wrong on purpose
 
 
 def test_the_sample_table_is_a_plain_npy_file(sharded: Workspace) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import struct
 import tarfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -91,6 +93,44 @@ def test_zip_round_trip(tmp_path_factory: pytest.TempPathFactory, files: dict[st
     path = write_zip(tmp_path_factory.mktemp("zip") / "z.zip", files, method=method)
     with open_source(path) as source:
         assert {member.name: source.read(member.name) for member in source.members()} == files
+        assert isinstance(source, ZipSource)
+        wanted = sorted(files, reverse=True)[::2]
+        assert source.directory.find_all(wanted) == [source.directory.find(name) for name in wanted]
+        with pickle.loads(pickle.dumps(source.excerpt(wanted))) as excerpt:
+            assert {member.name: excerpt.read(member.name) for member in excerpt.members()} == {
+                name: files[name] for name in wanted
+            }
+            assert {name: bytes(excerpt.view(name)) for name in wanted} == {name: files[name] for name in wanted}
+
+
+def test_an_excerpt_knows_its_members_only_and_opens_again(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "z.zip", {"a/m": b"one", "a/n": b"two", "n": b"three"})
+    with ZipSource(path) as source:
+        excerpt = source.excerpt(["a/n"])
+        with pytest.raises(MemberError, match="no member a/x"):
+            source.excerpt(["a/m", "a/x"])
+    for _ in range(2):
+        with excerpt:
+            assert excerpt.read("a/n") == b"two"
+    with excerpt, pytest.raises(MemberError, match="no member a/m"):
+        excerpt.read("a/m")
+    with ZipSource(write_zip(tmp_path / "empty.zip", {})) as empty:
+        assert empty.excerpt([]).members() == []
+        with pytest.raises(MemberError, match="no member x"):
+            empty.excerpt(["x"])
+
+
+def test_members_whose_names_have_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_zip(tmp_path / "z.zip", {"a": b"one", "b": b"two", "c": b"three"})
+    with ZipSource(path) as source:
+        directory = source.directory
+        # As if all names had the hash of the first.
+        key = next(key for key in map(int, directory._keys) if directory.name(key & 3) == "a")
+        directory._keys = np.sort(np.array([key & ~3 | index for index in range(3)], np.uint64))
+        monkeypatch.setattr(directory, "_hash", lambda _: key >> int(directory._key_shift))
+        assert directory.find_all(["c", "a", "b"]) == [2, 0, 1]
+        assert [source.read(name) for name in "abc"] == [b"one", b"two", b"three"]
+        assert source.excerpt("b").read("b") == b"two"
 
 
 def test_the_listing_digest_depends_on_content_not_on_order(tmp_path: Path) -> None:
@@ -144,8 +184,10 @@ def test_every_flipped_byte_of_a_stored_member_is_noticed(tmp_path: Path) -> Non
         damaged = bytearray(content)
         damaged[start + place] ^= 1
         path.write_bytes(damaged)
-        with open_source(path) as source, pytest.raises(MemberError, match="CRC-32"):
-            source.read("m")
+        with ZipSource(path) as source, source.excerpt(["m"]) as excerpt:
+            for reading in (source.read, source.view, excerpt.read, excerpt.view):
+                with pytest.raises(MemberError, match="CRC-32"):
+                    reading("m")
 
 
 def test_a_member_that_inflates_to_more_than_it_says_is_refused(tmp_path: Path) -> None:
@@ -221,8 +263,10 @@ def test_a_member_that_claims_to_lie_outside_is_refused_without_allocating(
 def test_a_local_header_that_names_another_member_is_noticed(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "z.zip", {"abc": b"0123456789"})
     path.write_bytes(path.read_bytes().replace(b"abc", b"abd", 1))
-    with open_source(path) as source, pytest.raises(MemberError, match="its local header calls it abd"):
-        source.read("abc")
+    with ZipSource(path) as source, source.excerpt(["abc"]) as excerpt:
+        for reading in (source.read, excerpt.read):
+            with pytest.raises(MemberError, match="its local header calls it abd"):
+                reading("abc")
 
 
 def test_an_archive_that_shrank_since_it_was_opened_is_noticed(tmp_path: Path) -> None:
@@ -239,8 +283,10 @@ def test_a_local_header_that_reaches_into_the_next_member_is_noticed(tmp_path: P
     at = content.index(b"m0123456789")
     content[at - 2] = 60
     path.write_bytes(content)
-    with open_source(path) as source, pytest.raises(MemberError, match="run into the next member"):
-        source.read("m")
+    with ZipSource(path) as source, source.excerpt(["m"]) as excerpt:
+        for reading in (source.read, excerpt.read):
+            with pytest.raises(MemberError, match="run into the next member"):
+                reading("m")
 
 
 def test_a_zip_that_shrinks_while_it_is_opened_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,8 @@ from imgprep.findings import COLUMNS, DOCTOR_FILE
 from imgprep.layouts.survey import survey
 from imgprep.records import SPLITS, Catalog, Record, Synset
 from imgprep.selection import CombineSpec, Operation, SubsetSpec, choose_classes, choose_pictures, parse_line
-from imgprep.shard import ShardSpec, plan_job, shard
+from imgprep.shard import plan_job, shard
+from imgprep.shard_plan import ShardSpec
 from imgprep.sources.part import ArchiveRecord, PartRecord
 from imgprep.sources.ranges import RangeFile
 from imgprep.sources.zip import ZipSource

@@ -91,7 +91,7 @@ def test_a_damaged_table_is_said_in_one_line(tmp_path: Path, content: bytes) -> 
 def test_a_manifest_with_a_key_twice_is_damage(tmp_path: Path) -> None:
     row = Record("k", "train", "p", "n00000001", 0, 1, None)
     write_table(tmp_path / "manifest.csv", manifest_table([row, row]))
-    with pytest.raises(DamagedError, match="the key k stands twice, for .* and "):
+    with pytest.raises(DamagedError, match="the key k stands twice, for p and p"):
         read_manifest(tmp_path / "manifest.csv", made_by="x")
 
 

@@ -24,7 +24,7 @@ from lxml import etree
 from PIL import Image
 
 from imgprep.errors import SpecError
-from imgprep.images import prepare_image
+from imgprep.images import ImageSpec, prepare_image
 from imgprep.layouts import Listing, find_layout
 from imgprep.layouts.ilsvrc import parse_solution
 from imgprep.records import is_key
@@ -273,7 +273,7 @@ def test_pictures_decode_in_every_size(picture_bytes: int) -> None:
         assert pixels is not None
         assert pixels.shape == (image.height, image.width, 3)
         assert pixels.std() > 5
-        prepared = prepare_image(content, short_side=32, quality=90)
+        prepared = prepare_image(content, ImageSpec(size=32))
         assert min(prepared.width, prepared.height) == 32
 
 
