@@ -14,8 +14,8 @@ import re
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, get_args
@@ -33,7 +33,7 @@ from imgprep.errors import (
 )
 from imgprep.executors import Executor, SerialExecutor, Tick
 from imgprep.files import atomic_write, locked, sha256_file, write_bytes
-from imgprep.index import INDEX_FILENAME, SAMPLE_FIELDS, ClassInfo, ShardIndex, ShardInfo, SplitInfo
+from imgprep.index import INDEX_FILENAME, SAMPLE_FIELDS, ClassInfo, ShardIndex, ShardInfo, SplitInfo, read_index
 from imgprep.receipts import Action, Receipt, read_receipt
 from imgprep.records import Rejected, Split, is_wnid
 from imgprep.sources.tar import walk_tar
@@ -225,8 +225,8 @@ def _decide(receipt: Receipt, target: Path, spec: ForeignSpec, *, overwrite: boo
 def _plan_tars(folder: Path, spec: ForeignSpec) -> list[TarPlan]:
     if not folder.is_dir():
         raise MissingInputError(f"{folder} is no folder", "name the folder that holds the tars")
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
-    packed = [name for name in names if name.lower().endswith(_PACKED_SUFFIXES)]
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    packed = [name for name in names if name.lower().endswith(_PACKED_SUFFIXES) and not (folder / name).is_dir()]
     if packed:
         raise UsageError(
             f"{folder / packed[0]} is packed: pictures in it have no place of their own",
@@ -242,10 +242,18 @@ def _plan_tars(folder: Path, spec: ForeignSpec) -> list[TarPlan]:
     for name in tars:
         if "\\" in name or not name.isprintable():
             raise UsageError(f"{folder / name}: an index cannot hold such a name", "rename the tar")
+        _require_file(folder / name)
         split = spec.split or _split_of(name)
         plans.append(TarPlan(split, counts[split], folder / name))
         counts[split] += 1
     return sorted(plans, key=lambda plan: (plan.split, plan.number))
+
+
+def _require_file(path: Path) -> None:
+    """An index that passes over what is called a tar would silently lack its samples."""
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no regular file"
+        raise UsageError(f"{path} is called a tar and is {what}", "mend it, move it away or give it another name")
 
 
 def _split_of(filename: str) -> Split:
@@ -334,6 +342,10 @@ def _key_digest(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
 
 
+def _listed(extensions: Iterable[str]) -> str:
+    return ", ".join(islice(sorted(extensions), 8))
+
+
 @dataclass(slots=True)
 class _Sample:
     """The members of one key that lie together: where they are, and what was read of them."""
@@ -343,6 +355,13 @@ class _Sample:
     checksums: dict[str, int] = field(default_factory=dict)
     heads: dict[str, bytes] = field(default_factory=dict)
     label: bytes | None = None
+    passed_over: set[str] = field(default_factory=set)
+
+    def why_not(self) -> str:
+        """Why a member that is looked for is none of those read."""
+        if self.passed_over:
+            return f"its members {_listed(self.passed_over)} are links or sparse, and have no bytes of their own"
+        return f"its members are {_listed(self.places)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -392,6 +411,7 @@ class _TarReader:
         self._labels: dict[str, int] = {}
         self._rejected: list[Rejected] = []
         self._stats = Stats()
+        self._sample = _Sample("")
 
     def read(self, tick: Tick, progress: Progress) -> IndexedTar:
         """Read all of it.
@@ -405,9 +425,8 @@ class _TarReader:
             _refuse_packed(file, path)
             size = os.fstat(file.fileno()).st_size
             stream = HashedStream(file)
-            sample = _Sample("")
             told = 0
-            for name, offset, length in walk_tar(stream, path):
+            for name, offset, length in walk_tar(stream, path, passed_over=self._pass_over):
                 if offset + length > size:
                     raise SourceError(
                         f"{path} is cut off: member {name} ends at byte {offset + length:,}, the tar has {size:,}",
@@ -418,13 +437,13 @@ class _TarReader:
                     self._stats.count("ignored")
                     continue
                 key, extension = parts
-                if key != sample.key:
-                    self._settle(sample)
+                if key != self._sample.key:
+                    self._begin(key)
                     tick()
                     progress.advance(offset - told)
-                    told, sample = offset, _Sample(key)
-                self._add(sample, extension, stream, offset, length)
-            self._settle(sample)
+                    told = offset
+                self._add(self._sample, extension, stream, offset, length)
+            self._begin("")
             sha256 = stream.finish()
             progress.advance(stream.tell() - told)
         if stream.tell() != size:
@@ -437,6 +456,21 @@ class _TarReader:
             rejected=tuple(self._rejected),
             stats=self._stats,
         )
+
+    def _begin(self, key: str) -> None:
+        self._settle(self._sample)
+        self._sample = _Sample(key)
+
+    def _pass_over(self, name: str) -> None:
+        """A link or a sparse file: a sample that needs it must not be lost without a word."""
+        parts = split_member(name)
+        if parts is None:
+            self._stats.count("ignored")
+            return
+        if parts[0] != self._sample.key:
+            self._begin(parts[0])
+        if len(self._sample.passed_over) < _MAX_MEMBERS:
+            self._sample.passed_over.add(parts[1])
 
     def _add(self, sample: _Sample, extension: str, stream: HashedStream, offset: int, length: int) -> None:
         if extension in sample.places:
@@ -464,7 +498,8 @@ class _TarReader:
         """Turn a sample into a row, or into a reason why not."""
         if not sample.key:
             return
-        self._keys += _key_digest(sample.key).to_bytes(8, "little")
+        if sample.places:
+            self._keys += _key_digest(sample.key).to_bytes(8, "little")
         try:
             extension = self._picture(sample)
             label = self._label(sample)
@@ -480,12 +515,10 @@ class _TarReader:
             )
         self._rows += _ROW.pack(self._plan.number, offset, length, number, sample.checksums[extension])
         head = sample.heads[extension]
-        self._stats.count(next((name for name, magic in _FORMATS.items() if head.startswith(magic)), "other_format"))
+        self._stats.count(_format_of(head))
 
     def _reject(self, key: str, reason: str) -> None:
-        # Bytes of a name that are no UTF-8 cannot go to a table.
-        key, reason = (text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in (key, reason))
-        self._rejected.append(Rejected(key[:_SHOWN], self._plan.split, self._plan.path.name, reason))
+        self._rejected.append(_reject_of(key, self._plan, reason))
         _check_rejects(self._rejected, self._spec)
 
     def _picture(self, sample: _Sample) -> str:
@@ -493,8 +526,8 @@ class _TarReader:
             raise _Reject("its name leaves the folder it would be unpacked to")
         extension = next((name for name in self._images if name in sample.places), None)
         if extension is None:
-            listed = ", ".join(islice(sorted(sample.places), 8))
-            raise _Reject(f"no picture: its members are {listed}; name that of the picture with --image"[:400])
+            advice = "" if sample.passed_over else "; name that of the picture with --image"
+            raise _Reject(f"no picture: {sample.why_not()}{advice}"[:400])
         length = sample.places[extension][1]
         if not 0 < length <= _MAX_PICTURE:
             raise _Reject("its picture is empty" if not length else f"its picture has {length:,} bytes")
@@ -504,8 +537,10 @@ class _TarReader:
         """The label as text; as a number where the classes are known."""
         if sample.label is None:
             there = sample.places.get(self._label_extension)
-            too_long = f"its label has {there[1]:,} bytes" if there else f"no label: it has no .{self._label_extension}"
-            raise _Reject(too_long)
+            if there:
+                raise _Reject(f"its label has {there[1]:,} bytes")
+            why = sample.why_not() if sample.passed_over else f"it has no .{self._label_extension}"
+            raise _Reject(f"no label: {why}"[:400])
         text = self._label_text(sample.label)
         number = int(text) if _INTEGER.fullmatch(text) else None
         if number is not None and not 0 <= number < _MAX_CLASSES:
@@ -534,6 +569,16 @@ class _TarReader:
         if not text or len(text) > _MAX_LABEL or not text.isprintable():
             raise _Reject(f"its label is no printable text of 1 to {_MAX_LABEL} characters")
         return text
+
+
+def _format_of(head: bytes) -> str:
+    return next((name for name, magic in _FORMATS.items() if head.startswith(magic)), "other_format")
+
+
+def _reject_of(key: str, plan: TarPlan, reason: str) -> Rejected:
+    # Bytes of a name that are no UTF-8 cannot go to a table.
+    key, reason = (text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in (key, reason))
+    return Rejected(key[:_SHOWN], plan.split, plan.path.name, reason)
 
 
 def _refuse_packed(file: IO[bytes], path: Path) -> None:
@@ -575,10 +620,11 @@ def index_tars(
     job.folder.mkdir(parents=True, exist_ok=True)
     with locked(job.folder / _LOCK, holder="imgprep index"):
         tars = _read_tars(job, spec, executor or SerialExecutor(), progress)
-        rejected = [entry for tar in tars for entry in tar.rejected]
         for split in sorted({plan.split for plan in job.plans}):
             chosen = [(plan.path, tar) for plan, tar in zip(job.plans, tars, strict=True) if plan.split == split]
             _check_keys(split, [path for path, _ in chosen], [tar.keys for _, tar in chosen])
+        tars = _reject_words(job, tars, spec)
+        rejected = [entry for tar in tars for entry in tar.rejected]
         classes, numbers = _number_labels(job.classes, {label for tar in tars for label in tar.labels})
         tables = {
             split: np.concatenate([_table(tar, numbers) for tar in _of_split(job, tars, split)])
@@ -656,8 +702,60 @@ def _number_labels(
     return classes, numbers
 
 
+def _reject_words(job: ForeignJob, tars: list[IndexedTar], spec: ForeignSpec) -> list[IndexedTar]:
+    """Where most samples have a number for a label, a word is a mistake, and must not number all classes anew."""
+    total = sum(tar.info.num_samples for tar in tars)
+    words = sum(int(np.count_nonzero(_has_word(tar))) for tar in tars)
+    if job.classes is not None or not 0 < words < total / 2:
+        return tars
+    made: list[IndexedTar] = []
+    rejected = [entry for tar in tars for entry in tar.rejected]
+    for plan, tar in zip(job.plans, tars, strict=True):
+        made.append(_without_words(plan, tar, rejected, spec) if _has_word(tar).any() else tar)
+    return made
+
+
+def _rows(tar: IndexedTar) -> NDArray[np.void]:
+    return np.frombuffer(tar.rows, dtype=list(SAMPLE_FIELDS))
+
+
+def _has_word(tar: IndexedTar) -> NDArray[np.bool_]:
+    """For each row of a tar, whether its label is no number."""
+    words = np.array([_INTEGER.fullmatch(label) is None for label in tar.labels], dtype=bool)
+    return words.take(_rows(tar)["label"])
+
+
+def _without_words(plan: TarPlan, tar: IndexedTar, rejected: list[Rejected], spec: ForeignSpec) -> IndexedTar:
+    """A tar less the samples with a word for a label. Rows have no keys: its headers are walked again."""
+    table, has_word = _rows(tar), _has_word(tar)
+    wanted = dict(zip(table["offset"][has_word].tolist(), table["label"][has_word].tolist(), strict=True))
+    mine, formats = [], Counter[str]()
+    with plan.path.open("rb") as file:
+        for name, offset, _ in walk_tar(file, plan.path):
+            if offset not in wanted or (parts := split_member(name)) is None:
+                continue
+            reason = f"label {tar.labels[wanted[offset]]!r} is no number as the others are; --classes makes it a class"
+            mine.append(_reject_of(parts[0], plan, reason))
+            rejected.append(mine[-1])
+            _check_rejects(rejected, spec)
+            formats[_format_of(file.read(_HEAD_BYTES))] -= 1
+    kept = [place for place, label in enumerate(tar.labels) if _INTEGER.fullmatch(label)]
+    places = np.zeros(len(tar.labels), dtype="<i4")
+    places[kept] = np.arange(len(kept))
+    rest = table[~has_word]
+    rest["label"] = places[rest["label"]]
+    return replace(
+        tar,
+        info=replace(tar.info, num_samples=len(rest)),
+        rows=rest.tobytes(),
+        labels=tuple(tar.labels[place] for place in kept),
+        rejected=(*tar.rejected, *mine),
+        stats=tar.stats + Stats(formats),
+    )
+
+
 def _table(tar: IndexedTar, numbers: Mapping[str, int]) -> NDArray[np.void]:
-    table = np.frombuffer(tar.rows, dtype=list(SAMPLE_FIELDS)).copy()
+    table = _rows(tar).copy()
     places = np.array([numbers[label] for label in tar.labels], dtype="<i4")
     table["label"] = places[table["label"]] if len(table) else table["label"]
     return table
@@ -707,6 +805,7 @@ def _publish(
 ) -> ShardIndex:
     """Write tables, rejects and, last, the index: without it the rest does not count."""
     folder = job.folder
+    _unlink_tars(job)
     _link_tars(job)
     (folder / INDEX_FILENAME).unlink(missing_ok=True)
     with contextlib.suppress(MissingInputError, DamagedError):
@@ -735,6 +834,22 @@ def _publish(
     tables_written = [info.samples_filename for info in splits.values()]
     job.receipt.write(folder, [INDEX_FILENAME, REJECTED, *tables_written], stats.to_dict())
     return index
+
+
+def _unlink_tars(job: ForeignJob) -> None:
+    """Remove links that an index of ours made here and this one does not name: readers would take them for shards."""
+    if not job.receipt.path(job.folder).exists() or any(_lies_in(plan.path, job.folder) for plan in job.plans):
+        return
+    with contextlib.suppress(MissingInputError, DamagedError):
+        old = read_index(job.folder)
+        named = {shard.filename for split in old.splits.values() for shard in split.shards}
+        for name in named - {plan.path.name for plan in job.plans}:
+            if "imported" in old.spec and (job.folder / name).is_symlink():
+                (job.folder / name).unlink()
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return path.parent.samefile(folder)
 
 
 def _link_tars(job: ForeignJob) -> None:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     """uint8 of shape (height, width, 3), blue first, as OpenCV has it."""
 
 MAX_PIXELS: Final = 100_000_000
-"""Pixels a picture may have. The largest in ImageNet's validation has 18 million; 100 million take 300 MB as RGB."""
+"""Pixels a picture may have. The largest in ImageNet's validation has 18 million; 100 million take 300 MB as RGB; while
+a picture with transparency is made one of these, up to 1.6 GB."""
 
 _ORIENTATION: Final = 0x0112
 """EXIF tag of the orientation; 1 is upright (CIPA DC-008, 4.6.5)."""
@@ -182,7 +183,7 @@ class Geometry(NamedTuple):
             The part of the box that is inside the sample, rounded to hundredths of a pixel, whole numbers as int; None
             when nothing of it is.
         """
-        is_stored = told == self.stored
+        is_stored = told == self.stored or self._has_stored_shape(told)
         width, height = told if min(told) > 0 else self.upright
         if is_stored and self.turned:
             box, (width, height) = _turn_box(box, (width, height), self.orientation)
@@ -191,6 +192,13 @@ class Geometry(NamedTuple):
         xmin, xmax = (self._place(x, 0, width) for x in (box[0], box[2]))
         ymin, ymax = (self._place(y, 1, height) for y in (box[1], box[3]))
         return (xmin, ymin, xmax, ymax) if xmin < xmax and ymin < ymax else None
+
+    def _has_stored_shape(self, told: tuple[int, int]) -> bool:
+        """Whether a size is upright where the stored picture is, or lies where that lies, unlike the turned one."""
+        turned = _TURNS[self.orientation].swap and self.stored[0] != self.stored[1]
+        return (
+            turned and min(told) > 0 and (told[0] > told[1]) == (self.stored[0] > self.stored[1]) and told[0] != told[1]
+        )
 
     def _place(self, value: float, axis: int, length: int) -> float:
         # Multiplied first: the far edge then comes out exact.
@@ -305,6 +313,9 @@ _START: Final = b"\xff\xd8\xff"
 _END: Final = b"\xff\xd9"
 _MARKER = re.compile(rb"\xff([^\x00\xff])")
 _SCAN = re.compile(rb"\xff\xda")
+_MAX_SCANS: Final = 1_000
+"""Scans a picture may have, each of which is as long a loop over its pixels; programs write about ten."""
+
 _MAX_SEGMENTS: Final = 1_000
 """Segments the header of a JPEG may have: a profile of 4 MB takes 65, and each is a step of a loop."""
 
@@ -366,6 +377,8 @@ def read_jpeg_header(content: Content) -> JpegHeader | None:
             return None
         if code in _FRAME_8_BIT:
             # Without a scan there is nothing to decode.
+            if code == _PROGRESSIVE and len(_SCAN.findall(content, place)) > _MAX_SCANS:
+                raise ImageError(f"more than {_MAX_SCANS} scans")
             frame = bytes(content[place : place + 8]) if _SCAN.search(content, place) else b""
             return _summarise(frame, progressive=code == _PROGRESSIVE, turned=turned, chunks=chunks)
         if code == _APP1:

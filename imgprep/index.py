@@ -187,6 +187,8 @@ def parse_index(text: str, *, where: str = INDEX_FILENAME) -> ShardIndex:
             spec=dict(document["spec"]),
             provenance=dict(document["provenance"]),
         )
+        # Half a pair of surrogates can be written in JSON, and in no file of text.
+        json.dumps(document, ensure_ascii=False).encode()
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, SpecError) as error:
         raise DamagedError(f"{where} is incomplete or inconsistent ({error})", rerun) from None
     if document.get("dataset_digest") != index.dataset_digest:

@@ -1,13 +1,14 @@
 """Side files: what other readers want to find beside the tars of a folder of shards.
 
 WebDataset, plain tar and imgprep itself need none of them. All are made of the index and of the headers in the tars,
-and hold no time, no user and no path: equal shards have equal side files. Each can be deleted without harm.
+and hold no time, no user and no path: equal shards have equal side files. No reader needs those of another.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -390,9 +391,18 @@ def _card_configs(index: ShardIndex) -> str:
         f"  - split: {_LONG_NAMES.get(name, name)}\n    path:\n" + "".join(f"    - {s.filename}\n" for s in info.shards)
         for name, info in index.splits.items()
     )
-    # JSON strings are YAML strings, whatever is in the name.
-    names = "".join(f"          '{label}': {json.dumps(name)}\n" for label, name in enumerate(class_names(index)))
+    names = "".join(f"          '{label}': {_yaml_string(name)}\n" for label, name in enumerate(class_names(index)))
     return f"configs:\n- config_name: default\n  data_files:\n{files}{_CARD_FEATURES.format(names=names)}"
+
+
+_NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")
+"""What YAML wants to be escaped, and JSON does not (YAML 1.2.2, 5.1 and 5.4)."""
+
+
+def _yaml_string(text: str) -> str:
+    """A text between quotation marks. JSON's are YAML's, but for its pairs of surrogates."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    return _NOT_IN_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", quoted)
 
 
 _CARD_FEATURES: Final = """\

@@ -234,15 +234,20 @@ def pack(plan: ShardPlan, path: Path, *, read: Read, prepare: Prepare, tick: Tic
         read: Gives the bytes of a member of the source; called with :attr:`imgprep.records.Record.path`.
         prepare: Makes the picture of a sample of them.
         tick: Called after each record.
+
+    Raises:
+        MemberError: The source does not give the bytes that it lists. That says nothing about the picture: the source
+            may be whole again tomorrow, and the same request would give another tar then.
     """
     rows: list[tuple[int, int, int, int, int]] = []
     rejected: list[Rejected] = []
     unchanged = 0
     with ShardFile(path) as file:
         for record in plan.records:
+            content = _read(read, record)
             try:
-                image = prepare(read(record.path))
-            except (ImageError, MemberError) as error:
+                image = prepare(content)
+            except ImageError as error:
                 rejected.append(Rejected(record.key, record.split, record.path, error.what))
                 tick()
                 continue
@@ -257,6 +262,17 @@ def pack(plan: ShardPlan, path: Path, *, read: Read, prepare: Prepare, tick: Tic
         info = file.publish(len(rows))
     table = np.array(rows, dtype=list(SAMPLE_FIELDS))
     return PackedShard(info=info, rows=table, rejected=tuple(rejected), unchanged=unchanged)
+
+
+def _read(read: Read, record: Record) -> Content:
+    try:
+        return read(record.path)
+    except MemberError as error:
+        raise MemberError(
+            error.what,
+            f"{error.advice or 'mend the source'}, then run the same command again; or leave such pictures out:"
+            " `imgprep doctor`, then `imgprep subset --drop odd`",
+        ) from None
 
 
 def place_boxes(boxes: tuple[ToldBox, ...], image: PreparedImage) -> list[dict[str, Any]] | None:

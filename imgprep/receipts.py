@@ -43,8 +43,8 @@ class Receipt:
             check_bytes: Compare the SHA-256 of every output, not only its size.
 
         Returns:
-            None when there is none, or it cannot be read, or an output it names is not there as it says; else what
-            differs, a phrase each: an empty list means the same request was already met.
+            None when there is none, or it cannot be read, or it is about this request and an output it names is not
+            there as it says; else what differs, a phrase each: an empty list means the same request was already met.
         """
         try:
             found = read_json(self.path(folder))
@@ -54,8 +54,6 @@ class Receipt:
             return [f"receipt version {found.get('version')} instead of {RECEIPT_VERSION}"]
         if not all(isinstance(found.get(part), dict) for part in _PARTS):
             return None
-        if not _outputs_are_there(folder, found["outputs"], check_bytes=check_bytes):
-            return None
         options, inputs = found["options"], found["inputs"]
         changed = [
             f"{name} was {_shown(options.get(name))}, now {_shown(self.options.get(name))}"
@@ -63,7 +61,13 @@ class Receipt:
             if options.get(name) != self.options.get(name)
         ]
         replaced = [n for n in sorted({*inputs, *self.inputs}) if inputs.get(n) != self.inputs.get(n)]
-        return changed + [f"the {name} is another one" for name in replaced]
+        differences = changed + [
+            f"the {name} {'are others' if name.endswith('s') else 'is another one'}" for name in replaced
+        ]
+        # Outputs that are damaged are made anew, but not by another request than theirs.
+        if not differences and not _outputs_are_there(folder, found["outputs"], check_bytes=check_bytes):
+            return None
+        return differences
 
     def decide(self, folder: Path, *, overwrite: bool = False) -> Action:
         """Decide what to do about ``folder``.
@@ -87,6 +91,18 @@ class Receipt:
                 "use --overwrite to replace it, or --name for another one beside it",
             )
         return "run"
+
+    def refuse_strangers(self, folder: Path) -> None:
+        """Check that what stands at a place was written by this stage, before it is replaced without being asked.
+
+        Raises:
+            OutputExistsError: It has no receipt.
+        """
+        if folder.exists() and not self.path(folder).exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise OutputExistsError(
+                f"{folder} holds what `imgprep {self.stage}` did not write",
+                "choose another --name, or replace it with --overwrite",
+            )
 
     def only_inputs_changed(self, folder: Path, *names: str) -> bool:
         """Whether ``folder`` was made with these very options, and only inputs changed since.
@@ -170,9 +186,17 @@ def read_receipt(folder: Path, stage: str) -> dict[str, Any]:
         document = read_json(path)
     except FileNotFoundError:
         raise MissingInputError(f"{path} does not exist", f"run `imgprep {stage}` first") from None
-    if not all(isinstance(document.get(part), dict) for part in _PARTS):
-        raise DamagedError(f"{path} is incomplete", f"run `imgprep {stage} --overwrite`")
+    if not all(isinstance(document.get(part), dict) for part in _PARTS) or not _are_plain(document):
+        raise DamagedError(f"{path} is incomplete or damaged", f"run `imgprep {stage} --overwrite`")
     return {part: document[part] for part in _PARTS}
+
+
+def _are_plain(document: Mapping[str, Any]) -> bool:
+    """Whether outputs and counts are what a receipt has there."""
+    counts = document["counts"].values()
+    return all(isinstance(output, dict) for output in document["outputs"].values()) and all(
+        isinstance(count, int | str) for count in counts
+    )
 
 
 def was_made_of(folder: Path, stage: str, inputs: Mapping[str, str]) -> bool:

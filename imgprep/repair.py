@@ -48,6 +48,7 @@ from imgprep.salvage import (
     make_tar,
     make_way,
     needs,
+    owner_of,
     pictures,
     place_file,
     read_rows,
@@ -235,30 +236,71 @@ class _Repair:
         index_sha256 = sha256_of(self.folder / INDEX_FILENAME)
         claimed = self._claimed(INDEX_FILENAME)
         is_outvoted = bool(claimed) and index_sha256 not in claimed
-        by_receipt = index is None or (is_outvoted and RECEIPT not in self.damaged)
+        told = self._claimed(RECEIPT)
+        self.is_vouched = bool(told) and sha256_of(self.folder / RECEIPT) in told
+        # An index that its receipt disowns cannot speak against it: to know whether it is forged, it is made again.
+        disowns = is_outvoted and not told and index_sha256 not in self._claimed(INDEX_FILENAME, by=RECEIPT)
+        self.is_sound = self.receipt is not None and (RECEIPT not in self.damaged or self.is_vouched or disowns)
+        by_receipt = index is None or (is_outvoted and self.is_sound)
         options = self.receipt["options"] if by_receipt and self.receipt is not None else None
         self.spec = _parse_options(options or (index.spec if index is not None else {}))
         self.request = self._find_request(index)
         self.plans = self.request.plan(self.spec)
         if is_outvoted and index is not None:
-            infos = [info for split in index.splits.values() for info in split.shards]
-            with contextlib.suppress(DamagedError):
-                index = self._make_index({info.filename: info.num_samples for info in infos}) or index
+            index = self._settle(index, by_receipt=by_receipt)
         self.index = index
         splits = index.splits.values() if index is not None else ()
         self.num_samples = {info.filename: info.num_samples for split in splits for info in split.shards}
         self.wanted = self._list_wanted()
         self.wrong = self._find_wrong()
+        if is_outvoted or self.damaged & {INDEX_FILENAME, RECEIPT, SUMS}:
+            self._refuse_other_plan()
+        self.blocked = {name for name in self.wrong if self._is_blocked(name)}
         self.moves = self._find_moves()
+        self.returns: dict[str, str] = {}
         self.rejected = self._read_rejected()
         self.tasks: list[TarTask] = []
         self.num_read = 0
 
     # What the folder must hold.
 
-    def _claimed(self, name: str) -> list[str]:
-        """The hashes that receipt and sums give of a file."""
-        return [claim.sha256 for claim in self.verdict.claims.get(name, ()) if claim.by in (RECEIPT, SUMS)]
+    def _claimed(self, name: str, by: str = "") -> list[str]:
+        """The hashes that receipt and sums, or one of them, give of a file."""
+        witnesses = (by,) if by else (RECEIPT, SUMS)
+        return [claim.sha256 for claim in self.verdict.claims.get(name, ()) if claim.by in witnesses]
+
+    def _settle(self, index: ShardIndex, *, by_receipt: bool) -> ShardIndex | None:
+        """What the index was, where others say that it was not what it is.
+
+        Returns:
+            The one that they know; the one that is there, if the receipt's options and the subset give just that; None
+            where it is not known yet.
+        """
+        infos = [info for split in index.splits.values() for info in split.shards]
+        num_samples = {info.filename: info.num_samples for info in infos}
+        try:
+            if made := self._make_index(num_samples):
+                return made
+            is_same = by_receipt and not self.is_vouched and index in self._indices(num_samples)
+        except DamagedError:
+            return None
+        return index if is_same else None
+
+    def _refuse_other_plan(self) -> None:
+        """Compare the plan with tars that are whole, the last of each split: options may be forged with all hashes.
+
+        Raises:
+            DamagedError: It is not the plan they were packed by. Nothing was written.
+        """
+        whole = {cut.split: place for place, cut in enumerate(self.plans.cuts) if cut.filename not in self.wrong}
+        for plan in (self.plans[place] for place in whole.values()):
+            keys = [key for key, _, _ in pictures(self.folder / plan.filename)]
+            if keys != [record.key for record in plan.records if record.key in set(keys)]:
+                raise DamagedError(
+                    f"{self.folder / plan.filename} holds other samples than the options of the shards and the subset"
+                    " give: the options were changed",
+                    _AGAIN,
+                )
 
     def _find_request(self, index: ShardIndex | None) -> ShardRequest:
         """The subset that the shards were packed from, with all that belongs to it.
@@ -267,7 +309,7 @@ class _Repair:
             ContradictionError: Something is another one by now.
         """
         inputs = self.receipt["inputs"] if self.receipt is not None else {}
-        is_sound = bool(inputs) and RECEIPT not in self.damaged
+        is_sound = bool(inputs) and self.is_sound
         origin = index.provenance if index is not None else {}
         cited = _entry(origin, "subset", "digest")
         manifest = _entry({"inputs": inputs}, "inputs", "subset") if is_sound or index is None else None
@@ -327,6 +369,12 @@ class _Repair:
         Args:
             num_samples: Samples of each tar.
         """
+        claimed = self._claimed(INDEX_FILENAME)
+        indices = self._indices(num_samples)
+        return next((one for one in indices if not claimed or sha256_bytes(one.to_json().encode()) in claimed), None)
+
+    def _indices(self, num_samples: Mapping[str, int]) -> Iterator[ShardIndex]:
+        """What the index may have been; where samples came from is told by the source, the old index or the card."""
         splits = {}
         for split, cuts in groupby(self.plans.cuts, key=lambda cut: cut.split):
             shards = []
@@ -348,18 +396,14 @@ class _Repair:
                 samples_sha256=self._target(table).sha256,
                 shards=tuple(shards),
             )
-        claimed = self._claimed(INDEX_FILENAME)
         now = provenance(self.request.source, self.request.subset)
         for origin in (now, _read_provenance(self.folder), _read_card(self.folder, now)):
-            index = ShardIndex(
+            yield ShardIndex(
                 classes=class_infos(self.request.catalog),
                 splits=splits,
                 spec=dict(self.request.receipt.options),
                 provenance=origin,
             )
-            if not claimed or sha256_bytes(index.to_json().encode()) in claimed:
-                return index
-        return None
 
     def _target(self, name: str) -> Target:
         """What receipt or sums say of a file."""
@@ -406,7 +450,7 @@ class _Repair:
         """Wrong files whose bytes lie under another name: in another wrong one, or in one that does not belong here."""
         moves = {
             name: staged_name(name)
-            for name in sorted(self.wrong)
+            for name in sorted(self.wrong - self.blocked)
             if self.wanted[name].is_met(self.folder / staged_name(name))
         }
         pool: dict[str, list[str]] = {}
@@ -416,7 +460,7 @@ class _Repair:
             if size_of(path) in sizes or (None in sizes and stray.endswith(".npy")):
                 pool.setdefault(sha256_of(path), []).append(stray)
         pool.pop("", None)
-        for name in sorted(self.wrong - moves.keys()):
+        for name in sorted(self.wrong - moves.keys() - self.blocked):
             if strays := pool.get(self.wanted[name].sha256):
                 moves[name] = strays.pop()
         return moves
@@ -445,26 +489,30 @@ class _Repair:
         tables = self._load_tables(self.moves)
         to_write = self.wrong - self.moves.keys()
         cuts = {cut.filename: place for place, cut in enumerate(self.plans.cuts)}
-        self.tasks = [
-            self._survey(self.plans[cuts[name]], tables)
-            for name in sorted(to_write & cuts.keys(), key=cuts.__getitem__)
-        ]
+        names = sorted(to_write & cuts.keys() - self.blocked, key=cuts.__getitem__)
+        plans = [self.plans[cuts[name]] for name in names]
+        strayed = self._find_strayed(plans)
+        self.tasks = [self._survey(plan, tables, strayed.get(plan.filename, ())) for plan in plans]
         strays = self._extra()
         extra = [name for name in strays if name not in self.moves.values()]
+        # What is a folder was never written here.
+        folders = [n for n in extra if (self.folder / n).is_dir() and not (self.folder / n).is_symlink()]
+        refused = dict.fromkeys(folders if spec.delete_extra else (), "is a folder, and not of imgprep: move it away")
+        extra = [name for name in extra if name not in refused]
         others = (self.damaged | to_write) - cuts.keys() - set(strays)
+        if self.is_vouched:
+            others -= {RECEIPT}
         with contextlib.ExitStack() as stack:
             read, gone = self._open_source(stack)
             if spec.dry_run:
+                self.failures |= refused
                 return self._forecast(others, extra, gone)
             made = self._write(others, read, gone)
         deleted = spec.delete_extra and not self.failures
-        for path in (self.folder / name for name in extra if deleted):
-            # What is a folder was never written here.
-            if path.is_symlink() or not path.is_dir():
-                path.unlink(missing_ok=True)
-        for path in self.folder.glob(".*.tmp"):
-            if path.is_file():
-                path.unlink()
+        for name in extra if deleted else ():
+            (self.folder / name).unlink(missing_ok=True)
+        self.failures |= refused
+        self._remove_staged()
         verdict = verify(
             self.folder, VerifySpec(), executor=self.executor, progress=self.progress, known=self._still_whole()
         )
@@ -484,6 +532,19 @@ class _Repair:
             warnings=self._warnings(),
         )
 
+    def _remove_staged(self) -> None:
+        """Remove what a killed run left of the files of the shards; the files of others may have such names, too."""
+        index = self.index
+        names = {*self.wanted, INDEX_FILENAME, RECEIPT, REJECTED, SUMS}
+        if index is not None:
+            names.update(side_names(index))
+        for name in names - self.failures.keys():
+            path = self.folder / name
+            # A tar is written beside its staged name.
+            for left in (path.with_name(staged_name(path.name)), path.with_name(staged_name(staged_name(path.name)))):
+                if left.is_file() and not any(parent.is_symlink() for parent in self._parents(name)):
+                    left.unlink()
+
     def _forecast(self, others: Collection[str], extra: Sequence[str], gone: str) -> Repaired:
         """What would be done."""
         lost = {task.plan.filename: needs(task, gone) for task in self.tasks if task.num_read and gone}
@@ -494,11 +555,11 @@ class _Repair:
             verdict=self.verdict,
             renamed=self.moves,
             shards=[task.plan.filename for task in tasks],
-            files=sorted(set(others) - self.moves.keys()),
+            files=sorted(set(others) - self.moves.keys() - self.blocked),
             extra=extra,
             num_read=sum(task.num_read for task in tasks),
             num_taken=sum(len(task.kept) for task in tasks),
-            failures=lost,
+            failures=self.failures | lost,
             warnings=self._warnings(),
         )
 
@@ -551,18 +612,41 @@ class _Repair:
         most = self.plans.num_records
         return {split: load_rows(self.folder / places.get(name, name), most) for split, name in names.items()}
 
-    def _survey(self, plan: ShardPlan, tables: Mapping[str, NDArray[np.void]]) -> TarTask:
-        """Look for what is whole in a damaged tar."""
+    def _find_strayed(self, plans: Sequence[ShardPlan]) -> dict[str, list[str]]:
+        """Damaged files that may have pictures of a tar under the name of another, by the name of that tar."""
+        owners = {record.key: plan.filename for plan in plans for record in plan.records}
+        strayed: dict[str, list[str]] = {}
+        for name in sorted(self.wrong - set(self.moves.values())) if plans else ():
+            if name.endswith(".tar"):
+                owner = owner_of(self.folder / name, owners)
+                strayed.setdefault(owner, []).append(name)
+        return strayed
+
+    def _survey(self, plan: ShardPlan, tables: Mapping[str, NDArray[np.void]], strayed: Sequence[str]) -> TarTask:
+        """Look for what is whole in a damaged tar, also under names that are not its own.
+
+        Args:
+            plan: What the tar held.
+            tables: The rows of each split.
+            strayed: Where else its pictures may lie.
+        """
         table, rows = f"{plan.split}.samples.npy", tables[plan.split]
         is_trusted = table not in self.wrong or table in self.moves
         rows = rows[rows["shard"] == plan.number]
-        num_samples = self.num_samples.get(plan.filename)
+        name = plan.filename
+        num_samples = self.num_samples.get(name)
         rejected = self._rejected_in(plan, len(rows) if num_samples is None and is_trusted else num_samples)
-        target = self.wanted[plan.filename]
+        target = self.wanted[name]
         # What lies there may be another tar that is about to get its name back.
-        path = self.folder / plan.filename
-        is_own = plan.filename not in self.moves.values()
-        kept = find_whole(path, plan, rows, target, rejected, is_trusted=is_trusted) if is_own else {}
+        own = [] if name in self.moves.values() else [name]
+        places = [*own, *(one for one in strayed if one != name), staged_name(name)]
+        found = [
+            (place, find_whole(self.folder / place, plan, rows, target, rejected, is_trusted=is_trusted))
+            for place in places
+        ]
+        place, kept = max(found, key=lambda one: len(one[1]))
+        if kept and place != name:
+            self.returns[name] = place
         return TarTask(plan=plan, target=target, kept=kept, rejected=rejected)
 
     def _write(self, others: Collection[str], read: Read | None, gone: str) -> list[MadeTar]:
@@ -583,10 +667,11 @@ class _Repair:
         return made
 
     def _rename(self) -> None:
-        """Give files their names back; the bytes are always there under one name or the other."""
-        for name, stray in self.moves.items():
+        """Give files their names back, damaged tars too; the bytes are always there under one name or the other."""
+        moves = self.moves | self.returns
+        for name, stray in moves.items():
             (self.folder / stray).rename(self.folder / staged_name(name))
-        for name in self.moves:
+        for name in moves:
             place_file(self.folder / staged_name(name), self.folder / name)
 
     def _write_tars(self, read: Read | None, gone: str) -> list[MadeTar]:
@@ -606,7 +691,7 @@ class _Repair:
         Returns:
             How many pictures were read from the source for that.
         """
-        if any(one.failure for one in made):
+        if self.failures:
             return 0
         found = {one.filename: list(one.rejected) for one in made}
         lacking = {cut.filename for cut in self._short()}
@@ -629,20 +714,37 @@ class _Repair:
         self.rejected = {one.key: one for one in rejected}
         return num_read
 
+    def _parents(self, name: str) -> list[Path]:
+        """Folders inside that of the shards in which a file lies, the innermost first."""
+        return [self.folder / parent for parent in Path(name).parents if parent != Path()]
+
+    def _sha256(self, name: str) -> str:
+        """SHA-256 of a file; empty where there is none, also where only a link leads to it."""
+        is_linked = any(parent.is_symlink() for parent in self._parents(name))
+        return "" if is_linked else sha256_of(self.folder / name)
+
+    def _is_blocked(self, name: str) -> bool:
+        """Whether a folder with something in it lies where a file must be, which is then said."""
+        path = self.folder / name
+        is_blocked = path.is_dir() and not path.is_symlink() and any(path.iterdir())
+        if is_blocked:
+            self.failures[name] = "a folder with files of others lies in its place: move it away"
+        return is_blocked
+
     def _put(self, name: str, content: bytes, hashes: Collection[str]) -> None:
         """Write a file if it is not there with these bytes, and these bytes are those that others know."""
         path, sha256 = self.folder / name, sha256_bytes(content)
-        if sha256_of(path) == sha256:
+        if self._sha256(name) == sha256:
             return
         if hashes and sha256 not in hashes:
             self.failures[name] = "comes out with other bytes than it had"
             return
-        for parent in [
-            folder for folder in path.parents if folder.is_relative_to(self.folder) and folder != self.folder
-        ]:
+        for parent in reversed(self._parents(name)):
             if parent.is_symlink() or not parent.is_dir():
                 remove(parent)
                 parent.mkdir()
+        if self._is_blocked(name):
+            return
         make_way(path)
         write_bytes(path, content)
         self.files.append(name)
@@ -651,7 +753,7 @@ class _Repair:
         """Write the sample tables anew from the tars, which have the right bytes by now."""
         for split, cuts in groupby(self.plans.cuts, key=lambda cut: cut.split):
             name = f"{split}.samples.npy"
-            if name not in self.wrong or name in self.moves:
+            if name not in self.wrong or name in self.moves or name in self.blocked:
                 continue
             numbers = list(cuts)
             if any(cut.filename in self.failures for cut in numbers):
@@ -689,14 +791,16 @@ class _Repair:
             if self.damaged & {*side_names(index), RECEIPT, SUMS}:
                 for name, content in side_files(self.folder, index):
                     hashes = self._claimed(name)
-                    if sha256_of(self.folder / name) not in hashes:
-                        self._put(name, content, [*hashes, sha256_of(self.folder / name)] if hashes else ())
+                    if (found := self._sha256(name)) not in hashes:
+                        self._put(name, content, [*hashes, found] if hashes else ())
             names += side_names(index)
         known = {name: target.sha256 for name, target in self.wanted.items()}
         if not self.failures:
             self._write_receipt(index, names, known)
         if self.spec.side_files and not self.failures:
             before = sha256_of(self.folder / SUMS)
+            if self._is_blocked(SUMS):
+                return
             if not before or self.files or self.damaged & {SUMS, RECEIPT}:
                 make_way(self.folder / SUMS)
                 write_sums(self.folder, [*names, RECEIPT], hashes=known)
@@ -705,14 +809,20 @@ class _Repair:
 
     def _write_receipt(self, index: ShardIndex, names: list[str], hashes: Mapping[str, str]) -> None:
         """Write the receipt anew, unless it is what it must be."""
+        if self.is_vouched:
+            return
         is_sound = RECEIPT not in self.damaged
         claimed = self._claimed(RECEIPT) or ([sha256_of(self.folder / RECEIPT)] if is_sound else [])
         contents = []
-        for content in self._receipts(index, names, hashes):
-            if sha256_bytes(content) in claimed:
-                self._put(RECEIPT, content, ())
-                return
-            contents.append(content)
+        try:
+            for content in self._receipts(index, names, hashes):
+                if sha256_bytes(content) in claimed:
+                    self._put(RECEIPT, content, ())
+                    return
+                contents.append(content)
+        except DamagedError as error:
+            self.failures[RECEIPT] = error.what
+            return
         # Nothing vouches for it, or what did is itself wrong: then what can be counted is counted.
         content = contents[len(contents) // 2]
         if claimed and not is_sound and sha256_of(self.folder / RECEIPT) != sha256_bytes(content):
@@ -744,7 +854,10 @@ class _Repair:
         for plan in self.plans:
             rows = tables[plan.split]
             kept = [record for record in plan.records if record.key not in (self.rejected or ())]
-            for record, row in zip(kept, rows[rows["shard"] == plan.number].tolist(), strict=True):
+            rows = rows[rows["shard"] == plan.number]
+            if len(rows) != len(kept):
+                raise DamagedError(f"the options give {len(kept):,} samples of {plan.filename}, it has {len(rows):,}")
+            for record, row in zip(kept, rows.tolist(), strict=True):
                 count += row[2] == record.num_bytes and record.crc32 in (None, row[4])
         return count
 

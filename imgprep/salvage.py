@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 _MAX_JSON: Final = 1 << 16
 """Bytes of a ``KEY.json`` whose boxes are taken over; they have some hundreds."""
+_SCAN: Final = 1 << 20
+"""Bytes that are searched for headers at a time, a multiple of a block."""
+_MAX_NAME: Final = 100
+"""Bytes of the name in a header of a tar (POSIX.1-1988, ustar)."""
 _EMPTY: Final = np.empty(0, dtype=list(SAMPLE_FIELDS))
 
 
@@ -153,6 +157,27 @@ def find_whole(
     return kept
 
 
+def owner_of(path: Path, owners: Mapping[str, str]) -> str:
+    """Whose pictures a damaged tar holds by the first header in it that names one; empty where none does.
+
+    Args:
+        path: The tar.
+        owners: The tar of each picture, by key.
+    """
+    try:
+        handle, num_bytes = open_plain(path)
+    except (OSError, ValueError):
+        return ""
+    with open(handle, "rb", buffering=0) as file:  # noqa: PTH123  # a handle, not a path
+        for start in range(0, num_bytes, _SCAN):
+            content = _pread(file.fileno(), _SCAN, start)
+            for place in range(0, len(content), BLOCK):
+                name, dot, _ = content[place : place + _MAX_NAME].partition(b".jpg\0")
+                if dot and (owner := owners.get(name.decode("ascii", "replace"))):
+                    return owner
+    return ""
+
+
 def _told_boxes(text: bytes, record: Record, width: int, height: int) -> list[dict[str, Any]] | None:
     """The boxes in a ``KEY.json`` in which all else is as it must be, maybe none; None where it is damaged."""
     try:
@@ -208,6 +233,9 @@ def make_tar(task: TarTask, tick: Tick, *, folder: Path, read: Read | None, gone
             place_file(folder / staged_name(name), folder / name)
             return made
         remove(folder / staged_name(name))
+    if gone and task.kept_boxes:
+        what = f"a box of it is damaged, and its pictures with boxes have to be read from the source, but {gone}"
+        return replace(failed, failure=what)
     what = f"comes out with other bytes than it had (SHA-256 {info.sha256}), so it was not replaced"
     return replace(failed, num_read=attempts[-1].num_read, failure=what)
 

@@ -22,6 +22,7 @@ import PIL
 import simplejpeg
 
 from imgprep.errors import (
+    AccessError,
     ContradictionError,
     DamagedError,
     ImageError,
@@ -140,15 +141,20 @@ def plan_job(
     """
     request = read_request(workspace, spec, subset=subset)
     receipt, given = request.receipt, request.given
-    target = workspace.shards(name or subset)
+    # Whoever keeps shards on another disk behind a link wants them there.
+    target = workspace.shards(subset if name is None else name)
+    target = target.resolve() if target.is_symlink() else target
     # The subset says what every picture is, to the byte: it does not matter what else the source holds by now.
     same = not overwrite and given.checked and receipt.only_inputs_changed(target, "source")
     action: Action = "skip" if same else receipt.decide(target, overwrite=overwrite)
     # Shards that were allowed more rejects do not answer a stricter request.
-    if action == "skip" and int(read_receipt(target, "shard")["counts"].get("rejected", 0)) > spec.max_rejects:
+    if action == "skip" and _num_rejected(target) > spec.max_rejects:
         action = "run"
     if action == "skip":
         check_adopted(workspace)
+    elif not overwrite:
+        receipt.refuse_strangers(target)
+        _refuse_other_job(receipt, target)
     return ShardJob(
         action=action,
         folder=target,
@@ -159,6 +165,13 @@ def plan_job(
         subset=request.subset,
         overwrite=overwrite,
     )
+
+
+def _num_rejected(folder: Path) -> int:
+    number = read_receipt(folder, "shard")["counts"].get("rejected", 0)
+    if not isinstance(number, int):
+        raise DamagedError(f"the receipt in {folder} is damaged: {number!r} rejects", "run `imgprep repair`")
+    return number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +254,7 @@ def _read_boxes(workspace: Workspace, record: SourceRecord, keys: NDArray[np.uin
     """The boxes of these samples, where the annotations of this very source were read, and know any of them."""
     try:
         read = read_receipt(workspace.catalog, "annotations")["inputs"]
-    except (MissingInputError, DamagedError):
+    except MissingInputError:
         return None
     path = workspace.catalog / "boxes.csv"
     if read.get("source") != record.fingerprint or not path.is_file():
@@ -339,7 +352,8 @@ def shard(
     folder = job.folder
     recover_folder(folder)
     if job.plans is None:
-        discard_unfinished(folder)
+        if not _differences(job.receipt, folder):
+            discard_unfinished(folder)
         return ShardResult(action="skip", folder=folder, stats=Stats(), index=None)
     source, _ = open_dataset(workspace)
     with source:
@@ -363,6 +377,8 @@ def shard(
             write_sums(staging, names, hashes=hashes)
             names.append(SUMS)
         _discard_strangers(staging, names)
+        # What changed while it was read is not published.
+        check_adopted(workspace)
         publish_folder(staging, folder)
     stats.count("resumed", sum(result.resumed for result in packed))
     discard_unfinished(folder)
@@ -383,8 +399,10 @@ def _unfinished(folder: Path) -> tuple[Path, Path]:
 
 def discard_unfinished(folder: Path) -> None:
     """Remove what a job that did not come to its end left beside ``folder``."""
-    for path in (*_unfinished(folder), _rejected_beside(folder)):
+    for path in _unfinished(folder):
         remove(path)
+    if _rejected_beside(folder).is_file():
+        _rejected_beside(folder).unlink()
 
 
 def _begin(job: ShardJob) -> tuple[Path, Path]:
@@ -394,25 +412,37 @@ def _begin(job: ShardJob) -> tuple[Path, Path]:
         OutputExistsError: They hold an unfinished job of another request.
     """
     staging, records = _unfinished(job.folder)
-    # What makes the pictures is part of an unfinished job: half of them made by another version would be neither.
-    asked = Receipt(
-        stage=job.receipt.stage,
-        inputs=job.receipt.inputs,
-        options={**job.receipt.options, **{f"version of {name}": version for name, version in libraries().items()}},
-    )
-    differences = asked.differences(records) if staging.is_dir() else None
-    if differences and not job.overwrite:
+    if not job.overwrite:
+        _refuse_other_job(job.receipt, job.folder)
+    if _differences(job.receipt, job.folder) != []:
+        for path in (records, staging):
+            remove(path)
+            if path.exists():
+                raise AccessError(f"{path} cannot be removed", "remove it, or choose another --name")
+            path.mkdir(parents=True)
+        _with_libraries(job.receipt).write(records, [], {})
+    return staging, records
+
+
+def _with_libraries(receipt: Receipt) -> Receipt:
+    """A request with what makes the pictures: half of them made by another version would be neither."""
+    versions = {f"version of {name}": version for name, version in libraries().items()}
+    return Receipt(stage=receipt.stage, inputs=receipt.inputs, options={**receipt.options, **versions})
+
+
+def _differences(receipt: Receipt, folder: Path) -> list[str] | None:
+    """How an unfinished job beside ``folder`` differs from a request; None when there is none that can be used."""
+    staging, records = _unfinished(folder)
+    return _with_libraries(receipt).differences(records) if staging.is_dir() else None
+
+
+def _refuse_other_job(receipt: Receipt, folder: Path) -> None:
+    differences = _differences(receipt, folder)
+    if differences:
         raise OutputExistsError(
-            f"an unfinished job of another request lies in {records}: {'; '.join(differences)}",
+            f"an unfinished job of another request lies in {_unfinished(folder)[1]}: {'; '.join(differences)}",
             "finish it with the options it was begun with, or drop it with --overwrite",
         )
-    if differences != []:
-        remove(records)
-        remove(staging)
-        staging.mkdir(parents=True)
-        records.mkdir()
-        asked.write(records, [], {})
-    return staging, records
 
 
 def _pack_all(

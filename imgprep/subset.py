@@ -544,6 +544,8 @@ def subset(
         # The source grew by what was not asked for here.
         receipt.renew(folder)
     action = receipt.decide(folder, overwrite=overwrite)
+    if action == "run" and not overwrite:
+        receipt.refuse_strangers(folder)
     if action == "skip":
         check_adopted(workspace)
         found = str(read_receipt(folder, "subset")["counts"].get("digest", ""))

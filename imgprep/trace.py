@@ -127,6 +127,8 @@ class _Search:
         key = catalog["key"] if catalog is not None else wanted
         rejected = self.try_to(lambda: self.find_rejected(key)) or ""
         sample = None if index is None or rejected else self.find_sample(index, key, catalog)
+        if sample is None and index is not None and not rejected:
+            sample = self.find_misplaced(index, key, catalog)
         if catalog is None and sample is None and not rejected:
             raise self.unknown(wanted, index)
         if catalog is not None:
@@ -144,7 +146,7 @@ class _Search:
             subset=subset,
             sample=sample,
             rejected=rejected,
-            notes=tuple(self.notes),
+            notes=tuple(dict.fromkeys(self.notes)),
         )
 
     def try_to(self, find: Callable[[], T]) -> T | None:
@@ -159,12 +161,36 @@ class _Search:
             self.notes.append(as_imgprep_error(error).what)
         return None
 
-    def find_sample(self, index: ShardIndex, key: str, catalog: dict[str, Any] | None) -> dict[str, Any] | None:
+    def find_sample(
+        self, index: ShardIndex, key: str, catalog: dict[str, Any] | None, *, halve: bool = True
+    ) -> dict[str, Any] | None:
         """Look into each split of the shards, its own first."""
         for split in sorted(index.splits, key=lambda split: catalog is None or split != catalog["split"]):
-            if (found := self.try_to(partial(find_sample, self.folder, index, split, key))) is not None:
+            if (found := self.try_to(partial(find_sample, self.folder, index, split, key, halve=halve))) is not None:
                 return found
         return None
+
+    def find_misplaced(self, index: ShardIndex, key: str, catalog: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Look at every header: one with a changed key leads the halving astray, for pictures that are whole, too."""
+        if _has_no_order(index) or not self.may_be_packed(index, key):
+            return None
+        found = self.find_sample(index, key, catalog, halve=False)
+        if found is not None:
+            self.notes.append("a header is out of order: a key in the shards is damaged; run `imgprep verify`")
+        return found
+
+    def may_be_packed(self, index: ShardIndex, key: str) -> bool:
+        """Whether the subset the shards were packed from has a key, as far as it can still be asked."""
+        folder, packed = self.workspace.subset(self.name), index.provenance.get("subset")
+        try:
+            if (
+                not isinstance(packed, dict)
+                or read_receipt(folder, "subset")["counts"].get("digest") != packed["digest"]
+            ):
+                return True
+            return any(row["key"] == key for row in find_rows(folder / "manifest.csv", MANIFEST_COLUMNS, key))
+        except (ImgprepError, OSError, KeyError):
+            return True
 
     # Tables.
 
@@ -396,7 +422,13 @@ def order_rank(key: str, seed: int) -> bytes:
     return hashlib.blake2b(key.encode(), digest_size=16, key=seed.to_bytes(8, "big")).digest()
 
 
-def find_sample(folder: Path, index: ShardIndex, split: str, key: str) -> dict[str, Any] | None:
+def _has_no_order(index: ShardIndex) -> bool:
+    """Whether the samples lie in an order that the index does not tell, so that all are looked at anyway."""
+    seed = index.spec.get("seed")
+    return "imported" in index.spec or type(seed) is not int or not 0 <= seed < 1 << 63
+
+
+def find_sample(folder: Path, index: ShardIndex, split: str, key: str, *, halve: bool = True) -> dict[str, Any] | None:
     """Find a sample in a split by its key.
 
     Args:
@@ -404,6 +436,7 @@ def find_sample(folder: Path, index: ShardIndex, split: str, key: str) -> dict[s
         index: Their index.
         split: The split.
         key: The key.
+        halve: Trust in the order of the samples; else look at one after another.
 
     Returns:
         Where it is and what it is, as JSON values; None when it is not there.
@@ -415,7 +448,7 @@ def find_sample(folder: Path, index: ShardIndex, split: str, key: str) -> dict[s
     table = open_samples(folder / INDEX_FILENAME, index, split)
     shards = _Shards(folder, index, split, table)
     try:
-        row = shards.search(key)
+        row = shards.search(key, halve=halve)
         return None if row is None else shards.describe(row, key)
     finally:
         shards.close()
@@ -449,13 +482,13 @@ class _Shards:
         name = self._pread(shard, offset - BLOCK, 100).partition(b"\0")[0] if offset >= BLOCK else b""
         return name.decode("ascii", "replace").partition(".")[0]
 
-    def search(self, key: str) -> int | None:
+    def search(self, key: str, *, halve: bool) -> int | None:
         """The row of a key: by halves where imgprep ordered the samples, else one after another."""
-        seed = self._index.spec.get("seed")
         if "imported" in self._index.spec:
             return self._search_others(key)
-        if type(seed) is not int or not 0 <= seed < 1 << 63:
+        if not halve or _has_no_order(self._index):
             return self._search_all(key)
+        seed: int = self._index.spec["seed"]
         wanted = order_rank(key, seed)
         low, high = 0, len(self._table)
         while low < high:

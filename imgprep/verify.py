@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
@@ -220,6 +221,8 @@ class _FolderCheck:
         if own:
             for name in (RECEIPT, REJECTED):
                 self.claims.setdefault(name, [])
+            if self.index is not None and self.index.spec.get("side_files"):
+                self.claims.setdefault(SUMS, [])
         tables = {} if self.index is None else {name: self._table(name) for name in self.index.splits}
         self.tars |= {name for name in self.claims if name.endswith(".tar")}
         for name in sorted(self.claims.keys() - self.tars):
@@ -301,7 +304,7 @@ class _FolderCheck:
         listed: set[str] = set()
         for number, line in enumerate(text.splitlines(keepends=True), start=1):
             match = (_SUM_LINE_OF_OTHERS if self._imported else _SUM_LINE).fullmatch(line)
-            if match is None or not _stays_inside(match[2]) or match[2] in (SUMS, *listed):
+            if match is None or not _stays_inside(match[2]) or match[2] == SUMS or match[2] in listed:
                 self._add("sums", SUMS, f"line {number} is not the SHA-256, two blanks and the name of another file")
                 continue
             listed.add(match[2])
@@ -394,15 +397,19 @@ class _FolderCheck:
         claims = self.claims[name]
         wrong = [claim for claim in claims if claim.sha256 != sha256]
         if wrong and len(wrong) == len(claims):
-            known = {one.sha256: other for other, some in self.claims.items() for one in some}
-            if sha256 in known:
-                self._add("other-file", name, f"holds the bytes of {known[sha256]}")
+            if sha256 in self._owners:
+                self._add("other-file", name, f"holds the bytes of {self._owners[sha256]}")
             else:
                 self._add("sha256", name, "has another SHA-256", wrong[0].sha256, sha256)
             return
         for claim in wrong:
             kind: Kind = "sums" if claim.by == SUMS else "index" if claim.by == INDEX_FILENAME else "receipt"
             self._add(kind, claim.by, f"has another SHA-256 of {name} than others", sha256, claim.sha256)
+
+    @cached_property
+    def _owners(self) -> dict[str, str]:
+        """Files by the hashes that are claimed of them; asked for when all claims are known."""
+        return {claim.sha256: name for name, claims in self.claims.items() for claim in claims}
 
     def _count_rejected(self, expected: int) -> None:
         content = self._read(REJECTED) or b""

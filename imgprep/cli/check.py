@@ -10,7 +10,6 @@ import click
 from imgprep.cli.options import (
     dry_run_option,
     json_option,
-    print_lines,
     print_result,
     size_text,
     workspace_option,
@@ -71,9 +70,12 @@ def verify(root: Path, name: str, folder: Path | None, level: str, workers: int,
     print_result(_verdict_lines(verdict), verdict.to_json(), as_json=as_json)
     if verdict.problems:
         files = len(verdict.damaged_files)
+        imported = verdict.index is not None and "imported" in verdict.index.spec
         raise DamagedError(
             f"{folder} is damaged: {len(verdict.problems):,} problems in {files:,} files",
-            "`imgprep repair` makes them again where the source is at hand; else copy these files again",
+            "copy these files again; `imgprep index --overwrite` where the tars are right and the index is not"
+            if imported
+            else "`imgprep repair` makes them again where the source is at hand; else copy these files again",
         )
 
 
@@ -203,20 +205,26 @@ def trace(root: Path, key: str, name: str, folder: Path | None, run_name: str | 
       imgprep trace ILSVRC2012_val_00000001.JPEG --json
       imgprep trace n01440764_10026 --run tiny-1
     """
+    from imgprep.errors import ImgprepError
     from imgprep.trace import trace as follow
     from imgprep.workspace import Workspace
 
     workspace = Workspace(root)
     shards = _folder(workspace, name, folder)
     found = follow(workspace, key, name=name, folder=shards)
-    usage = _usage(root, run_name, found, shards) if run_name is not None else None
-    document = found.to_json() | ({} if usage is None else {"usage": usage})
-    if as_json:
-        print_result([], document, as_json=True)
-        return
-    print_lines(_trace_lines(found))
-    print_lines(_usage_lines(usage) if usage is not None else ())
-    print_lines(f"note: {note}" for note in found.notes)
+    usage: dict[str, Any] = {}
+    failure: ImgprepError | None = None
+    if run_name is not None:
+        try:
+            usage = _usage(root, run_name, found, shards)
+        except ImgprepError as error:
+            # A run that cannot be read takes nothing from what is known of the picture.
+            failure = error
+    document = found.to_json() | ({"usage": usage} if usage else {})
+    lines = [*_trace_lines(found), *_usage_lines(usage), *(f"note: {note}" for note in found.notes)]
+    print_result(lines, document, as_json=as_json)
+    if failure is not None:
+        raise failure
 
 
 def _usage(root: Path, run_name: str, found: Trace, shards: Path) -> dict[str, Any]:
@@ -229,7 +237,7 @@ def _usage(root: Path, run_name: str, found: Trace, shards: Path) -> dict[str, A
 
     run = find_run(root, run_name)
     record = read_record(run)
-    usage: dict[str, Any] = {"run": run.name, "epochs": record.config.epochs, "steps": []}
+    usage: dict[str, Any] = {"run": run.name, "finished": run.is_finished, "epochs": record.config.epochs, "steps": []}
     if found.sample is None:
         return usage | {"why": "it is not in the shards"}
     if record.dataset_digest != found.sample["dataset_digest"]:
@@ -247,15 +255,18 @@ def _usage(root: Path, run_name: str, found: Trace, shards: Path) -> dict[str, A
 
 
 def _usage_lines(usage: dict[str, Any]) -> list[str]:
+    if not usage:
+        return []
     if "why" in usage:
         return [f"run:      {usage['run']}; {usage['why']}"]
     until = usage["reached"]
     far = f"{until['epochs']:,} of {usage['epochs']:,} epochs" + (
         f" and {until['steps']:,} steps" if until["steps"] else ""
     )
-    lines = [
-        f"run:      {usage['run']}, {far} by {until['according_to']}; {len(usage['steps']):,} steps learned from it"
-    ]
+    # A run that was killed did more than it had written down.
+    least = "" if usage["finished"] else "at least "
+    learned = f"{least}{len(usage['steps']):,} steps learned from it"
+    lines = [f"run:      {usage['run']}, {least}{far} by {until['according_to']}; {learned}"]
     steps = usage["steps"]
     shown = steps if len(steps) <= _SHOWN else [*steps[: _SHOWN // 2], None, *steps[-_SHOWN // 2 :]]
     lines += [

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from imgprep.shard_plan import ShardSpec
     from imgprep.workspace import Workspace
 
+_FEW: Final = 100
+"""Of so many images one may be rejected without a remark."""
+
 _SHOWN_SHARDS: Final = 20
 """Tars a dry run lists by name."""
 
@@ -188,6 +191,8 @@ def _shard_output(workspace: Workspace, result: ShardResult, spec: ShardSpec) ->
     ]
     if stats["resumed"]:
         lines.append(f"went on with an earlier run: {stats['resumed']:,} shards were there")
+    if stats["rejected"] * _FEW > stats["in"]:
+        lines.append(f"note: {100 * stats['rejected'] / stats['in']:.0f} % of the images were rejected")
     lines += [f"rejected {entry.path}: {entry.reason}" for entry in result.rejected[:5]]
     if result.rejected:
         lines.append(f"all rejected: {result.folder / 'rejected.csv'}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from imgprep.errors import MemberError, SourceError
+from imgprep.errors import AccessError, MemberError, SourceError
 from imgprep.sources import Member
 
 _MAX_WAYS: Final = 100
@@ -95,6 +95,7 @@ class DirectorySource:
 
         Raises:
             MemberError: It was not listed, is gone, or was changed since it was listed.
+            AccessError: It may not be read.
         """
         self._walk()
         member = self._members.get(name)
@@ -104,6 +105,8 @@ class DirectorySource:
             with (self.path / name).open("rb") as file:
                 mtime_ns = os.fstat(file.fileno()).st_mtime_ns
                 content = file.read()
+        except PermissionError:
+            raise AccessError(f"{self.path / name} cannot be read: permission denied", "make it readable") from None
         except OSError as error:
             raise MemberError(f"{self.path / name} cannot be read: {error.strerror}") from None
         if len(content) != member.num_bytes:

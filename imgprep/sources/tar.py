@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Protocol, Self, cast
@@ -92,7 +92,9 @@ class _Headers:
         return self.last
 
 
-def walk_tar(stream: TarStream, path: Path) -> Iterator[tuple[str, int, int]]:
+def walk_tar(
+    stream: TarStream, path: Path, *, passed_over: Callable[[str], object] | None = None
+) -> Iterator[tuple[str, int, int]]:
     """List the regular files of a tar by walking its headers forward.
 
     Between two steps the caller may read the content of the file just listed from ``stream``.
@@ -100,6 +102,7 @@ def walk_tar(stream: TarStream, path: Path) -> Iterator[tuple[str, int, int]]:
     Args:
         stream: The tar, at its start.
         path: What messages call it.
+        passed_over: Told the names of links and sparse files, in the order of the tar.
 
     Yields:
         Name, offset of the content and size. Links, devices and sparse files are passed over.
@@ -115,8 +118,11 @@ def walk_tar(stream: TarStream, path: Path) -> Iterator[tuple[str, int, int]]:
                 archive.members.clear()  # type: ignore[attr-defined]
                 if info.size < 0:
                     raise SourceError(f"{path} is a damaged tar: member {info.name} has a negative size", _AGAIN)
+                name = info.name.removeprefix("./")
                 if info.isreg() and not info.issparse():
-                    yield info.name.removeprefix("./"), info.offset_data, info.size
+                    yield name, info.offset_data, info.size
+                elif passed_over is not None and (info.isreg() or info.islnk() or info.issym()):
+                    passed_over(name)
             end = archive.offset
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         raise SourceError(f"{path} is a damaged tar ({error})", _AGAIN) from None

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -37,6 +38,7 @@ from imgprep.files import locked
 from imgprep.foreign import ForeignResult, ForeignSpec, index_tars, plan_index, split_member
 from imgprep.index import open_samples, read_index
 from imgprep.stats import SilentProgress
+from imgprep.verify import VerifySpec, verify
 from imgprep.workspace import Workspace
 from training.reader import ShardReader
 
@@ -308,6 +310,41 @@ def test_members_of_no_sample_and_links_are_no_samples(tmp_path: Path) -> None:
     assert [entry.key for entry in result.rejected] == ["l"]
 
 
+def test_samples_of_links_are_rejects_and_not_lost_without_a_word(tmp_path: Path) -> None:
+    linked = []
+    for name, kind in (("h.jpg", tarfile.LNKTYPE), ("h.cls", tarfile.LNKTYPE), ("s.jpg", tarfile.SYMTYPE)):
+        linked.append(tarfile.TarInfo(name))
+        linked[-1].type, linked[-1].linkname = kind, f"a{name[1:]}"
+    note = tarfile.TarInfo("b.txt")
+    note.type, note.linkname = tarfile.LNKTYPE, "a.jpg"
+    pack(tmp_path / "train.tar", [*sample("a"), *linked, ("s.cls", b"0"), note, *sample("b"), *linked[:2]])
+
+    with pytest.raises(TooManyRejectsError, match=r"first h in train.tar: no picture: its members cls, jpg are links"):
+        run(tmp_path)
+    result = run(tmp_path, max_rejects=3)
+    assert [(entry.key, entry.reason.partition(" and ")[0]) for entry in result.rejected] == [
+        ("h", "no picture: its members cls, jpg are links or sparse,"),
+        ("s", "no picture: its members jpg are links or sparse,"),
+        ("h", "no picture: its members cls, jpg are links or sparse,"),
+    ]
+    assert found(tmp_path) == [(JPEG + b"a", 0), (JPEG + b"b", 0)]
+
+
+def test_one_word_among_numbers_is_a_reject_and_numbers_no_class_anew(tmp_path: Path) -> None:
+    labels = [*range(12), "nan"]
+    pack(tmp_path / "train-0.tar", [m for label in labels for m in sample(f"k{label}", label)])
+    pack(tmp_path / "train-1.tar", [*sample("n1", "nan", b"\x89PNG\r\n\x1a\n"), *sample("n2", 11)])
+
+    with pytest.raises(TooManyRejectsError, match=r"first knan in train-0.tar: label 'nan' is no number as the others"):
+        run(tmp_path)
+    result = run(tmp_path, max_rejects=2)
+    assert [label for _, label in found(tmp_path)] == [*range(12), 11]
+    assert [info.wnid for info in read_index(tmp_path).classes] == [str(label) for label in range(12)]
+    assert [(entry.key, entry.path) for entry in result.rejected] == [("knan", "train-0.tar"), ("n1", "train-1.tar")]
+    assert (result.stats["out"], result.stats["jpeg"], result.stats["other_format"]) == (13, 13, 0)
+    assert [shard.num_samples for shard in read_index(tmp_path).splits["train"].shards] == [12, 1]
+
+
 def test_names_that_are_no_utf8_can_be_listed(tmp_path: Path) -> None:
     pack(tmp_path / "train.tar", [*sample("a"), ("k\udcff.\udcfe", b"")], form=tarfile.GNU_FORMAT)
     result = run(tmp_path, max_rejects=1)
@@ -416,7 +453,7 @@ def test_a_packed_tar_is_refused_by_name_and_by_content(tmp_path: Path, name: st
 def test_folders_without_tars_and_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match="is no folder"):
         run(tmp_path / "nowhere")
-    (tmp_path / "dir.tar").mkdir()
+    (tmp_path / "dir.tgz").mkdir()
     pack(tmp_path / ".train.tar", sample("k"))
     with pytest.raises(MissingInputError, match="there is no tar"):
         run(tmp_path)
@@ -426,6 +463,33 @@ def test_folders_without_tars_and_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "train.tar").rename(tmp_path / "train\n.tar")
     with pytest.raises(UsageError, match="rename"):
         run(tmp_path)
+
+
+def test_a_dangling_link_or_a_folder_called_a_tar_is_refused_and_not_left_out(tmp_path: Path) -> None:
+    pack(tmp_path / "elsewhere", sample("b"))
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    pack(tars / "train-0.tar", sample("a"))
+    odd = tars / "train-1.tar"
+    odd.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match=r"train-1.tar is called a tar and is a link to nothing - "):
+        run(tars)
+    odd.unlink()
+    odd.symlink_to(odd)
+    with pytest.raises(UsageError, match="a link to nothing"):
+        run(tars)
+    odd.unlink()
+    odd.mkdir()
+    with pytest.raises(UsageError, match="is a folder"):
+        run(tars)
+    odd.rmdir()
+    os.mkfifo(odd)
+    with pytest.raises(UsageError, match="no regular file"):
+        run(tars)
+    odd.unlink()
+    odd.symlink_to(tmp_path / "elsewhere")
+    run(tars)
+    assert len(found(tars)) == 2
 
 
 def test_classes_that_are_no_list(tmp_path: Path) -> None:
@@ -498,6 +562,35 @@ def test_an_index_elsewhere_links_the_tars_and_takes_the_place_of_no_file(tmp_pa
     shutil.copy(tars / "train.tar", out / "train.tar")
     with pytest.raises(OutputExistsError, match="is another file"):
         run(tars, out=out, overwrite=True, image="jpg")
+
+
+def test_an_index_elsewhere_loses_the_links_of_tars_that_are_gone(tmp_path: Path) -> None:
+    tars, out = tmp_path / "tars", tmp_path / "out"
+    tars.mkdir()
+    for number in range(3):
+        pack(tars / f"train-{number}.tar", sample(f"k{number}"))
+    run(tars, out=out)
+    (out / "mine.tar").symlink_to(tars / "train-0.tar")
+    (tars / "train-2.tar").unlink()
+    run(tars, out=out, overwrite=True)
+
+    assert sorted(path.name for path in out.glob("*.tar")) == ["mine.tar", "train-0.tar", "train-1.tar"]
+    (out / "mine.tar").unlink()
+    assert verify(out, VerifySpec()).problems == ()
+
+
+def test_an_index_beside_the_tars_never_removes_a_link(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for number in range(2):
+        pack(elsewhere / f"train-{number}.tar", sample(f"k{number}"))
+        (tmp_path / f"train-{number}.tar").symlink_to(elsewhere / f"train-{number}.tar")
+    run(tmp_path)
+    (tmp_path / "train-1.tar").rename(tmp_path / ".train-1.tar")
+    run(tmp_path, overwrite=True)
+
+    assert (tmp_path / ".train-1.tar").is_symlink()
+    assert len(found(tmp_path)) == 1
 
 
 def test_what_fails_leaves_the_index_that_was_there(tmp_path: Path) -> None:

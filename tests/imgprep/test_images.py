@@ -860,3 +860,21 @@ def test_formats_that_are_no_pictures_are_refused_before_they_are_opened() -> No
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n%%EOF\n"
     with pytest.raises(ImageError, match="not a picture"):
         prepare_image(eps, ORIGINAL)
+
+
+def test_a_picture_of_endless_scans_is_refused() -> None:
+    """Each is a loop over all pixels, for a hundred bytes of a file."""
+    content = bytearray(encode(picture(), progressive=True))
+    content[-2:-2] = b"\xff\xda\x00\x08\x01\x01\x00\x00\x00\x00" * 1001
+    for spec in (ImageSpec(), ImageSpec(images="original")):
+        with pytest.raises(ImageError, match="more than 1000 scans"):
+            prepare_image(bytes(content), spec)
+
+
+def test_a_box_of_a_shrunk_copy_that_was_not_turned_turns_with_the_picture() -> None:
+    size = (448, 336)
+    kept = Geometry(stored=size, orientation=6, turned=False, scaled=size, offset=(0, 0), size=size)
+    turned = Geometry(stored=size, orientation=6, turned=True, scaled=(336, 448), offset=(0, 0), size=(336, 448))
+
+    assert kept.scale_box((0, 0, 50, 25), (224, 168)) == (0, 0, 100, 50)
+    assert turned.scale_box((0, 0, 50, 25), (224, 168)) == (286, 0, 336, 100)

@@ -85,6 +85,7 @@ def test_a_class_is_called_by_its_first_name() -> None:
         ('"shards"', '"chards"', "incomplete"),
         ('"label": 1', '"label": 7', "0, 1, 2"),
         ('"num_samples": 3', '"num_samples": 1e999', "incomplete"),
+        ("tench, Tinca", "tench, \\ud800", "incomplete"),
         ("{", "", "not valid JSON"),
     ],
 )

@@ -151,3 +151,15 @@ def test_the_card_of_many_classes_shows_some(tmp_path: Path) -> None:
     assert "The other 980 classes are in `index.json`." in text
     assert "          '999': \"class 999\"\n" in text
     assert len(text) < 64_000
+
+
+def test_names_of_classes_are_read_from_the_card_as_they_are(tmp_path: Path) -> None:
+    """Characters outside the basic plane became two halves that no encoder takes."""
+    yaml = pytest.importorskip("yaml")
+    names = ["\U0001f41f fish", 'a "b": \\c', "tab\there", "\u2028 line", "\x85 next", "\ufeff mark", "'", "ß, ü"]
+    text = card(tmp_path, named(*((f"n{n}", name) for n, name in enumerate(names))))
+    features = yaml.safe_load(text.split("---\n")[1])["dataset_info"]["features"]
+    found = next(one for one in features if one["name"] == "cls")["dtype"]["class_label"]["names"]
+
+    assert list(found.values()) == class_names(named(*((f"n{n}", name) for n, name in enumerate(names))))
+    assert text.encode()

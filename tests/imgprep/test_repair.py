@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import tarfile
 import zipfile
@@ -417,6 +418,124 @@ def test_a_shard_copied_over_another_is_written_anew(sharded: Workspace) -> None
     assert (repaired.shards, repaired.renamed) == ([OTHER], {})
 
 
+def test_a_linked_folder_of_side_files_is_made_a_folder(sharded: Workspace, tmp_path: Path) -> None:
+    folder = sharded.shards("main")
+    before = contents(folder)
+    (folder / ".nv-meta").rename(tmp_path / "elsewhere")
+    (folder / ".nv-meta").symlink_to(tmp_path / "elsewhere")
+    elsewhere = contents(tmp_path / "elsewhere")
+    repaired = mend(sharded)
+
+    assert repaired.whole
+    assert not (folder / ".nv-meta").is_symlink()
+    assert contents(folder) == before
+    assert contents(tmp_path / "elsewhere") == elsewhere
+
+
+def test_a_folder_of_others_is_not_said_to_be_deleted(sharded: Workspace) -> None:
+    folder = sharded.shards("main")
+    (folder / "x.tar").mkdir()
+    (folder / "old.tar").write_bytes(b"old")
+    result = run("-w", sharded.root, "--delete-extra")
+    assert isinstance(result.exception, DamagedError)
+    assert "old.tar: does not belong to the shards, deleted" in result.stdout
+    assert "not repaired: x.tar: is a folder" in result.stdout
+    assert "x.tar: does not belong to the shards, deleted" not in result.stdout
+    assert (folder / "x.tar").is_dir()
+
+
+def test_temporary_files_of_others_are_left_and_our_own_deleted(sharded: Workspace) -> None:
+    folder = sharded.shards("main")
+    before = contents(folder)
+    foreign = {".mine.tmp": b"mine", f".{TRAIN}.part.tmp": b"x"}
+    own = [f".{TRAIN}.tmp", f"..{TRAIN}.tmp.tmp", f".{SUMS}.tmp", ".nv-meta/.split.yaml.tmp"]
+    for name in (*foreign, *own):
+        (folder / name).write_bytes(foreign.get(name, b"left"))
+    (folder / SUMS).unlink()
+    assert mend(sharded, delete_extra=True).whole
+    assert contents(folder) == before | foreign
+
+
+@pytest.mark.parametrize(
+    "name", ["index.json", RECEIPT, SUMS, REJECTED, TRAIN, "train.samples.npy", "README.md", ".nv-meta/split.yaml"]
+)
+def test_a_folder_with_files_of_others_in_the_place_of_a_file_fails_for_that_file(
+    sharded: Workspace, name: str
+) -> None:
+    folder = sharded.shards("main")
+    before = contents(folder)
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    (folder / name / "mine").write_bytes(b"mine")
+    (folder / VAL).rename(folder / "v.tar")
+    repaired = mend(sharded)
+    assert "move it away" in repaired.failures[name]
+    assert (folder / VAL).read_bytes() == before[VAL]
+    assert (folder / name / "mine").read_bytes() == b"mine"
+
+    shutil.rmtree(folder / name)
+    assert mend(sharded).whole
+    assert contents(folder) == before
+
+
+def test_of_a_damaged_box_without_source_it_is_said_that_the_source_is_gone(movable: Workspace, tmp_path: Path) -> None:
+    folder = movable.shards("main")
+    content = (folder / VAL).read_bytes()
+    place = content.index(b'"xmax":') + len(b'"xmax":')
+    (folder / VAL).write_bytes(content[:place] + (b"1" if content[place] != ord("1") else b"2") + content[place + 1 :])
+    (tmp_path / "own.zip").unlink()
+    assert re.search(r"a box of it is damaged.* but the source .* gone", mend(movable).failures[VAL])
+
+
+FIRST = "imgprep-train-000000.tar"
+
+
+def swap(folder: Path, one: str, other: str) -> None:
+    (folder / one).rename(folder / "away")
+    (folder / other).rename(folder / one)
+    (folder / "away").rename(folder / other)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_damaged_tar_under_the_name_of_another_is_not_overwritten(
+    movable: Workspace, tmp_path: Path, both: bool
+) -> None:
+    folder = movable.shards("main")
+    before, table = contents(folder), rows(folder, TRAIN)
+    flip(folder / TRAIN, int(table["offset"][1]) + 9)
+    damaged = (folder / TRAIN).read_bytes()
+    if both:
+        flip(folder / FIRST, int(rows(folder, FIRST)["offset"][0]) + 9)
+    swap(folder, FIRST, TRAIN)
+    (tmp_path / "own.zip").rename(tmp_path / "away.zip")
+    assert set(mend(movable).failures) == ({FIRST, TRAIN} if both else {TRAIN})
+    assert (folder / TRAIN).read_bytes() == damaged
+    assert both or (folder / FIRST).read_bytes() == before[FIRST]
+
+    (tmp_path / "away.zip").rename(tmp_path / "own.zip")
+    assert mend(movable).num_read == 1 + both
+    assert contents(folder) == before
+
+
+def test_killed_between_the_names_a_damaged_tar_is_found_again(movable: Workspace, tmp_path: Path) -> None:
+    folder, start = movable.shards("main"), tmp_path / "start"
+    flip(folder / TRAIN, int(rows(folder, TRAIN)["offset"][1]) + 9)
+    damaged = (folder / TRAIN).read_bytes()
+    swap(folder, FIRST, TRAIN)
+    shutil.copytree(folder, start)
+    (tmp_path / "own.zip").unlink()
+    with killed_at(1 << 30) as asked:
+        mend(movable)
+    assert asked[0] >= 4
+    for number in range(1, asked[0] + 1):
+        shutil.rmtree(folder)
+        shutil.copytree(start, folder)
+        with killed_at(number), pytest.raises(KilledError):
+            mend(movable)
+        mend(movable)
+        assert (folder / TRAIN).read_bytes() == damaged, number
+
+
 def test_extra_files_are_named_and_deleted_only_when_asked(sharded: Workspace) -> None:
     folder = sharded.shards("main")
     before = contents(folder)
@@ -486,6 +605,80 @@ def test_a_receipt_that_says_otherwise_is_the_one_to_be_made_again(plain: Worksp
 
     assert contents(folder) == before
     assert repaired.files == [RECEIPT]
+
+
+def forge(folder: Path, **options: Any) -> None:
+    """Change options in the index, and refit its digest."""
+    document = json.loads((folder / "index.json").read_text())
+    document["spec"] |= options
+    (folder / "index.json").write_text(index_of(document).to_json(), encoding="utf-8")
+
+
+FORGED: list[dict[str, Any]] = [{"seed": 1}, {"samples_per_shard": 4}, {"samples_per_shard": 6}, {"quality": 50}]
+
+
+@pytest.mark.parametrize("options", FORGED)
+@pytest.mark.parametrize("kind", ["sharded", "plain"])
+def test_forged_options_in_the_index_do_not_become_true(
+    request: pytest.FixtureRequest, kind: str, options: dict[str, Any]
+) -> None:
+    workspace = request.getfixturevalue(kind)
+    folder = workspace.shards("main")
+    before = contents(folder)
+    forge(folder, **options)
+    planned, repaired = mend(workspace, dry_run=True), mend(workspace)
+
+    assert contents(folder) == before
+    assert (repaired.whole, repaired.files) == (True, ["index.json"])
+    assert kind == "plain" or planned.files == repaired.files
+
+
+def test_a_forged_index_that_cannot_be_made_again_fails_alone(
+    sharded: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = sharded.shards("main")
+    forge(folder, seed=1)
+    before = contents(folder)
+    # No provenance is the one of then.
+    other = {"source": {"listing_sha256": "0"}, "subset": {}, "libraries": {}}
+    monkeypatch.setattr("imgprep.repair._read_provenance", lambda _: other)
+    monkeypatch.setattr("imgprep.repair._read_card", lambda *_: other)
+    monkeypatch.setattr("imgprep.shard.libraries", lambda: {"opencv": "9", "pillow": "9", "simplejpeg": "9"})
+    repaired = mend(sharded)
+
+    assert contents(folder) == before
+    assert set(repaired.failures) >= {"index.json"}
+    assert not repaired.whole
+
+
+@pytest.mark.parametrize("options", FORGED)
+def test_a_forged_index_without_receipt_is_not_made_true_by_rewriting_the_sums(
+    sharded: Workspace, options: dict[str, Any]
+) -> None:
+    folder = sharded.shards("main")
+    forge(folder, **options)
+    (folder / RECEIPT).unlink()
+    sums = (folder / SUMS).read_bytes()
+    try:
+        is_whole = mend(sharded).whole
+    except (ContradictionError, DamagedError):
+        is_whole = False
+    assert (is_whole, (folder / SUMS).read_bytes()) == (False, sums)
+
+
+def test_options_forged_in_index_and_receipt_alike_do_not_fit_the_tars(sharded: Workspace) -> None:
+    folder = sharded.shards("main")
+    old = (folder / "index.json").read_bytes()
+    forge(folder, seed=1)
+    receipt = json.loads((folder / RECEIPT).read_text())
+    receipt["options"]["seed"] = 1
+    text = json.dumps(receipt, indent=1, ensure_ascii=False) + "\n"
+    new = hashlib.sha256((folder / "index.json").read_bytes()).hexdigest()
+    (folder / RECEIPT).write_text(text.replace(hashlib.sha256(old).hexdigest(), new), encoding="utf-8")
+    before = contents(folder)
+    with pytest.raises(DamagedError, match="holds other samples than the options"):
+        mend(sharded)
+    assert contents(folder) == before
 
 
 # The source and the other inputs.

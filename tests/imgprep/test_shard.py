@@ -7,6 +7,8 @@ import gc
 import hashlib
 import io
 import json
+import os
+import shutil
 import tarfile
 import zipfile
 import zlib
@@ -23,8 +25,10 @@ from imgprep.errors import (
     ContradictionError,
     DamagedError,
     ImageError,
+    MemberError,
     MissingInputError,
     OutputExistsError,
+    SourceError,
     TooManyRejectsError,
 )
 from imgprep.executors import ThreadExecutor
@@ -346,6 +350,119 @@ def test_what_an_unfinished_job_left_goes_when_the_shards_are_there(sharded: Wor
 
     assert shard(sharded, plan_job(sharded, SPEC, subset="main"), SPEC).action == "skip"
     assert [path.name for path in (sharded.root / "shards").iterdir()] == ["main"]
+
+
+def test_a_source_that_cannot_be_read_is_no_reason_to_leave_pictures_out(
+    sharded: Workspace, toy_zip: Path, tmp_path: Path
+) -> None:
+    """Bit rot in the archive became rejects, and those stayed when the archive was whole again."""
+    archive = tmp_path / "rotten.zip"
+    shutil.copy2(toy_zip, archive)
+    workspace = Workspace(tmp_path / "rotten")
+    fetch(workspace, archive)
+    catalog(workspace)
+    annotations(workspace)
+    subset(workspace, SubsetSpec(classes=4, per_class=8), name="main")
+    good = archive.read_bytes()
+    with zipfile.ZipFile(archive) as packed:
+        chosen = [
+            r.path for r in manifest_records(read_manifest(workspace.subset("main") / "manifest.csv", made_by=""))
+        ]
+        info = next(info for info in packed.infolist() if info.filename == chosen[9])
+    status = archive.stat()
+    at = info.header_offset + 30 + len(info.filename) + 20
+    archive.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+    os.utime(archive, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(MemberError, match=r"CRC-32.*run the same command again; or leave.*subset --drop odd"):
+        shard(workspace, plan_job(workspace, SPEC, subset="main"), SPEC)
+    assert not workspace.shards("main").exists()
+
+    archive.write_bytes(good)
+    os.utime(archive, ns=(status.st_atime_ns, status.st_mtime_ns))
+    result = shard(workspace, plan_job(workspace, SPEC, subset="main"), SPEC)
+    assert result.index is not None
+    assert result.index.dataset_digest == read_index(sharded.shards("main")).dataset_digest
+
+
+def test_a_source_that_changes_while_it_is_read_is_not_published(
+    sharded: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(workspace: Workspace) -> None:
+        raise SourceError(f"{workspace.root} changed since it was adopted")
+
+    job = plan_job(sharded, SPEC, subset="main", name="new")
+    monkeypatch.setattr(stage, "check_adopted", change)
+    with pytest.raises(SourceError, match="changed"):
+        shard(sharded, job, SPEC)
+    assert not sharded.shards("new").exists()
+
+
+def test_what_the_stage_did_not_write_is_not_replaced(sharded: Workspace) -> None:
+    """A folder without a receipt was taken for nothing, and went."""
+    mine = sharded.shards("mine")
+    mine.mkdir()
+    plan_job(sharded, SPEC, subset="main", name="mine")
+    (mine / "notes.txt").write_text("precious")
+    with pytest.raises(OutputExistsError, match=r"holds what `imgprep shard` did not write.*--overwrite"):
+        plan_job(sharded, SPEC, subset="main", name="mine")
+    assert plan_job(sharded, SPEC, subset="main", name="mine", overwrite=True).action == "run"
+
+
+def test_another_request_does_not_replace_damaged_shards(sharded: Workspace) -> None:
+    """One touched side file, and other options replaced all without being asked."""
+    (sharded.shards("main") / "README.md").write_text("touched")
+    other = ShardSpec(size=40, samples_per_shard=5)
+    with pytest.raises(OutputExistsError, match="size was 48, now 40"):
+        plan_job(sharded, other, subset="main")
+    assert plan_job(sharded, SPEC, subset="main").action == "run"
+
+
+def test_shards_called_as_a_list_of_rejects_are_kept(sharded: Workspace) -> None:
+    shard(sharded, plan_job(sharded, SPEC, subset="main", name="main.rejected.csv"), SPEC)
+    shard(sharded, plan_job(sharded, SPEC, subset="main"), SPEC)
+
+    assert read_index(sharded.shards("main.rejected.csv"))
+
+
+def test_boxes_are_not_lost_with_a_damaged_receipt(sharded: Workspace) -> None:
+    (sharded.catalog / "annotations.receipt.json").write_text("{")
+    with pytest.raises(DamagedError, match=r"annotations\.receipt\.json"):
+        plan_job(sharded, SPEC, subset="main", name="new")
+
+
+def test_an_unfinished_job_of_another_request_is_kept_and_told_before_it_is_run(sharded: Workspace) -> None:
+    other = ShardSpec(size=40, samples_per_shard=5)
+    with pytest.raises(KeyboardInterrupt):
+        shard(sharded, plan_job(sharded, other, subset="main", overwrite=True), other, progress=Stopping(9))
+
+    assert shard(sharded, plan_job(sharded, SPEC, subset="main"), SPEC).action == "skip"
+    assert (sharded.root / "shards" / ".main.job").is_dir()
+    assert shard(sharded, plan_job(sharded, other, subset="main", overwrite=True), other).stats["resumed"] == 1
+
+    stop_in_the_middle(sharded)
+    with pytest.raises(OutputExistsError, match="unfinished job of another request"):
+        plan_job(sharded, other, subset="main", name="new")
+
+
+@pytest.mark.parametrize("count", [None, "x", 1.5, []])
+def test_a_damaged_count_in_a_receipt_is_damage(sharded: Workspace, count: object) -> None:
+    path = sharded.shards("main") / "shard.receipt.json"
+    document = json.loads(path.read_text())
+    document["counts"]["rejected"] = count
+    path.write_text(json.dumps(document))
+    with pytest.raises(DamagedError, match="damaged"):
+        plan_job(sharded, SPEC, subset="main")
+
+
+def test_shards_behind_a_link_stay_there(sharded: Workspace, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "large disk"
+    elsewhere.mkdir()
+    (elsewhere / "main").mkdir()
+    (sharded.root / "shards" / "linked").symlink_to(elsewhere / "main")
+    shard(sharded, plan_job(sharded, SPEC, subset="main", name="linked"), SPEC)
+
+    assert (sharded.root / "shards" / "linked").is_symlink()
+    assert digests(elsewhere / "main") == digests(sharded.shards("main"))
 
 
 def test_boxes_are_scaled_with_their_pictures(sharded: Workspace) -> None:

@@ -290,6 +290,27 @@ def test_damaged_shards_are_noted_and_searched_all_the_same(sharded: Workspace) 
     assert lost == len(tars)
 
 
+def test_a_flipped_bit_in_one_key_loses_no_other_picture(sharded: Workspace, tmp_path: Path) -> None:
+    samples = [sample for sample in packed(sharded) if sample[1] == "train"]
+    middle = samples[len(samples) // 2]
+    path = sharded.shards("main") / middle[3]
+    content = bytearray(path.read_bytes())
+    astray = 0
+    for bit in range(4):
+        # A digit of the key.
+        place = middle[4] - 512 + len(middle[0]) - 1
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+        for key, split, row, _, _ in samples:
+            for root in (sharded.root, tmp_path):
+                if key == middle[0]:
+                    continue
+                trace = follow(Workspace(root), key, folder=sharded.shards("main"))
+                assert trace.sample is not None, (bit, key)
+                assert (trace.sample["split"], trace.sample["row"]) == (split, row)
+                astray += any("a header is out of order" in note for note in trace.notes)
+    assert astray > 0
+
+
 def test_shards_that_are_gone_are_noted(sharded: Workspace) -> None:
     key = packed(sharded)[0][0]
     for tar in sharded.shards("main").glob("*.tar"):
@@ -455,6 +476,30 @@ def test_the_command_names_the_steps_of_a_run(sharded: Workspace, run: Callable[
     text = run(key, "--run", "one").stdout
     assert "run:      one, 2 of 2 epochs by finished.json; 2 steps learned from it" in text
     assert f"epoch 2, step {steps[1]['step']}" in text
+
+
+def test_a_run_that_was_killed_learned_at_least_so_much(sharded: Workspace, run: Callable[..., Result]) -> None:
+    train_run(sharded)
+    folder = sharded.root / "runs" / "one"
+    (folder / "finished.json").unlink()
+    (folder / "checkpoints" / "last.pt").unlink()
+    key = next(sample for sample in packed(sharded) if sample[1] == "train")[0]
+
+    text = run(key, "--run", "one").stdout
+    assert "run:      one, at least 0 of 2 epochs by config.json; at least 0 steps learned from it" in text
+    assert json.loads(run(key, "--run", "one", "--json").stdout)["usage"]["finished"] is False
+
+
+def test_a_run_that_cannot_be_read_takes_nothing_from_the_trace(sharded: Workspace, run: Callable[..., Result]) -> None:
+    key, split, row, _, _ = packed(sharded)[0]
+    unknown = run(key, "--run", "nobody")
+    assert isinstance(unknown.exception, MissingInputError)
+    assert f"shards:   {split} sample {row:,}" in unknown.stdout
+    train_run(sharded)
+    (sharded.root / "runs" / "one" / "finished.json").write_text("{")
+    damaged = run(key, "--run", "one", "--json")
+    assert isinstance(damaged.exception, DamagedError)
+    assert json.loads(damaged.stdout)["sample"]["row"] == row
 
 
 def test_the_command_says_why_a_run_did_not_learn_from_a_picture(

@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import tarfile
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -201,6 +202,31 @@ def test_without_sums_and_side_files_a_whole_folder_passes(copied: Path) -> None
     (copied / SUMS).unlink()
 
     assert problems(copied) == ()
+
+
+def test_lost_sums_are_missing_where_the_stage_wrote_some(sharded: Workspace) -> None:
+    (sharded.shards("main") / SUMS).unlink()
+
+    for level in ("index", "bytes"):
+        assert [(p.kind, p.file) for p in problems(sharded.shards("main"), level)] == [("missing", SUMS)]
+
+
+def test_time_grows_with_the_lines_of_the_sums_and_not_with_their_square(copied: Path) -> None:
+    sums = (copied / SUMS).read_text(encoding="utf-8")
+
+    def seconds(count: int) -> float:
+        # Every twentieth is there, and is another file than it should be.
+        for number in range(0, count, 20):
+            (copied / f"f{number}").write_bytes(b"x")
+        (copied / SUMS).write_text(sums + "".join(f"{number:064x}  f{number}\n" for number in range(count)))
+        start = time.process_time()
+        assert len(problems(copied, "index")) >= count
+        return time.process_time() - start
+
+    seconds(100)
+    # Ten times as many lines: a hundred times as long it would take if each were compared with each. The cache of the
+    # processor and the collector of garbage make it some more than ten.
+    assert min(seconds(20_000) for _ in range(2)) < 40 * min(seconds(2000) for _ in range(3))
 
 
 def test_a_shard_of_no_samples_passes(copied: Path) -> None:
@@ -878,3 +904,13 @@ def test_a_verdict_counts_files(whole: Path) -> None:
 
 def test_the_command_is_a_click_command() -> None:
     assert isinstance(command, click.Command)
+
+
+def test_the_advice_for_tars_of_others_is_not_to_repair_them(tmp_path: Path) -> None:
+    write_foreign(tmp_path / "foreign")
+    (tmp_path / "foreign" / "a.tar").unlink()
+    error = CliRunner().invoke(command, ["--shards", str(tmp_path / "foreign")]).exception
+
+    assert isinstance(error, DamagedError)
+    assert "repair" not in str(error)
+    assert "`imgprep index --overwrite`" in str(error)
