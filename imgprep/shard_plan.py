@@ -65,7 +65,7 @@ class ShardSpec:
     max_rejects: int = 100
 
     def __post_init__(self) -> None:
-        assert self.image  # it checks its own values
+        _ = self.image  # It checks its own values; not an assertion, which Python leaves out with -O.
         if self.samples_per_shard is not None and self.samples_per_shard < 1:
             raise SpecError(f"samples_per_shard must be 1 or more, got {self.samples_per_shard}")
         if self.bytes_per_shard is not None and self.bytes_per_shard < 1:
